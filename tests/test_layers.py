@@ -14,9 +14,10 @@ LAYERS = [{'core'},
           {'papers'},
           {'features', 'localize'},
           {'experiments'},
+          {'data_cli'},
           {'cli'}]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-ROOMS = {name.split('.')[0] for name in RANK} - {'cli'}
+ROOMS = {name.split('.')[0] for name in RANK} - {'cli', 'data_cli'}
 
 
 def rank(module):

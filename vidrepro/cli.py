@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'out', 'Device', 'Folder', 'Changes', 'Preset', 'Data', 'Root', 'changes', 'show_scores', 'demo', 'run_all',
-           'train', 'estimate', 'evaluate', 'run_command', 'claims', 'doctor', 'options', 'main']
+           'train', 'absolute', 'estimate', 'evaluate', 'run_command', 'claims', 'doctor', 'options', 'main']
 
 # %% ../nbs/99_cli.ipynb #e83f0e3f
 import dataclasses
@@ -106,7 +106,7 @@ def run_all(
     if failed: raise typer.Exit(1)
     return {r.name: load_run(r.name, root=root) for r in runs}
 
-# %% ../nbs/99_cli.ipynb #2a48e294
+# %% ../nbs/99_cli.ipynb #90f11c0e
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
@@ -128,14 +128,22 @@ def train(
     saved = home / 'checkpoint.safetensors'
     if saved.exists() and not resume: raise InputError('--folder', str(home), 'it holds a run: add --resume to go on, or name another folder')
     source = videos(cfg, 'pretrain')
-    if hasattr(source, 'bad_report') and source.bad: out.print(source.bad)
+    if source.bad: out.print(f'{len(source.bad)} bad videos are left out:', *(f'  {path}: {reason}' for path, reason in source.bad), sep='\n', markup=False)
     out.print(f'{method}, {preset}: {len(source)} videos, {cfg.steps} steps; {home}')
     learn, _ = learner(run, home, source, device, resume)
+    with atomic(home / 'settings.json') as f: f.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(cfg, data=absolute(cfg.data), root=absolute(cfg.root))), indent=1) + '\n')
     try: learn.fit(cfg.steps)
     except KeyboardInterrupt:
         out.print(f'Stopped at step {learn.step}; saved. Go on with --resume.')
         raise typer.Exit(130)
     out.print(f'Saved {saved}. Next: vidrepro evaluate {home}')
+
+# %% ../nbs/99_cli.ipynb #ff1681f8
+def absolute(
+    path: str,  # a path, or a name that is none
+) -> str:  # findable from any working directory
+    "Make an existing path absolute."
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 # %% ../nbs/99_cli.ipynb #6e3adfd0
 def estimate(
@@ -158,7 +166,7 @@ def estimate(
     out.print(f'{run.config.steps} steps of {cfg.batch * cfg.accumulate} videos, {weights:.1f} M weights, {memory / 2**30:.1f} GiB, '
               f'about {took:.2f} s a step: {hours:.2f} h on {learn.device.type}')
 
-# %% ../nbs/99_cli.ipynb #0974bdbd
+# %% ../nbs/99_cli.ipynb #984fc10c
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help='Folder of a run, or its checkpoint.')],
@@ -170,12 +178,14 @@ def evaluate(
     path = run if run.suffix == '.safetensors' else run / 'checkpoint.safetensors'
     about = read_checkpoint(path)[1]
     if about.get('method') not in METHODS: raise InputError('checkpoint', f"{path} of method {about.get('method')!r}", f"give one of {', '.join(METHODS)}")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about['config']['config'].items() if k != 'method'}
-    cfg = dataclasses.replace(type(pick_method(about['method']).PRESETS['tiny'])(**fields), root=root, **({'data': data} if data else {}))
+    local = path.parent / 'settings.json'                       # what `train` was told about this machine
+    fields = about['config'] | (json.loads(local.read_text()) if local.exists() else {}) | {k: v for k, v in dict(data=data, root=root).items() if v}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != 'method'}
+    cfg = type(pick_method(about['method']).PRESETS['tiny'])(**fields)
     network = encoder(Run(path.parent.name, about['method'], cfg), path).to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     scores = score(network, cfg)
     show_scores(scores)
-    with atomic(path.parent / 'scores.json') as f: Path(f).write_text(json.dumps([s.to_dict() for s in scores], indent=1, sort_keys=True) + '\n')
+    with atomic(path.parent / 'scores.json') as f: f.write_text(json.dumps([s.to_dict() for s in scores], indent=1, sort_keys=True) + '\n')
 
 # %% ../nbs/99_cli.ipynb #2a2884b6
 @app.command('run')

@@ -1,0 +1,156 @@
+"The command line as people use it: a run from a folder of videos to scores, and bad input in one line."
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from vidrepro import cli
+from vidrepro.data.moving_digits import MovingDigits, write_videos
+
+SMALL = ['--set', 'steps=3', '--set', 'batch=4', '--set', 'frames=4', '--set', 'size=24', '--set', 'speeds=1,2', '--device', 'cpu']
+
+
+def vidrepro(*words, ok=True, cwd=None):
+    "Run the command line in a process; its exit code, output and errors."
+    done = subprocess.run([sys.executable, '-m', 'vidrepro.cli', *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300)
+    if ok: assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Two classes, eight videos each, as mp4."
+    home = tmp_path_factory.mktemp('videos') / 'set'
+    write_videos(MovingDigits(n=16, length=16, motions=('left', 'right')), home, 15)
+    return home
+
+
+@pytest.fixture(scope='module')
+def trained(folder, tmp_path_factory):
+    home = tmp_path_factory.mktemp('runs') / 'mine'
+    vidrepro('train', 'tec', '--data', folder, '--folder', home, *SMALL)
+    return home
+
+
+def test_from_videos_to_scores(trained):
+    done = vidrepro('evaluate', trained, '--device', 'cpu')
+    scores = {s['name']: s for s in json.loads((trained / 'scores.json').read_text())}
+    assert {'R@1', 'SVM'} <= set(scores) and 'chance' in done.stdout
+    assert scores['R@1']['n'] == 4 and scores['R@1']['chance'] == pytest.approx(0.5)
+    assert sorted(p.name for p in trained.iterdir()) == ['checkpoint.safetensors', 'log.csv', 'scores.json', 'settings.json', 'tensorboard']
+
+
+def test_train_again_needs_resume(folder, trained):
+    done = vidrepro('train', 'tec', '--data', folder, '--folder', trained, *SMALL, ok=False)
+    assert done.returncode == 2 and '--resume' in done.stderr
+    before = load_file(trained / 'checkpoint.safetensors')
+    vidrepro('train', 'tec', '--data', folder, '--folder', trained, *SMALL, '--resume')
+    after = load_file(trained / 'checkpoint.safetensors')
+    assert all((before[k] == after[k]).all() for k in before)
+
+
+def test_dry_run(tmp_path):
+    done = vidrepro('train', 'tec', '--folder', tmp_path / 'run', '--dry-run', *SMALL)
+    assert all(word in done.stdout for word in ('steps', 'M weights', 'GiB', 'a step', 'h on cpu'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_claims_and_list(tmp_path):
+    assert 'PyAV' in vidrepro('doctor').stdout
+    assert 'tec-ablation' in vidrepro('run').stdout
+    vidrepro('claims', '--picture', tmp_path / 'claims.png')
+    assert (tmp_path / 'claims.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def one_frame(path):
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream('mpeg4', 15)
+        s.width = s.height = 32
+        f.mux(s.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        f.mux(s.encode())
+
+
+def sound(path):
+    with av.open(str(path), 'w') as f:
+        s = f.add_stream('aac', 44100)
+        for _ in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), 'fltp', 'mono')
+            frame.sample_rate = 44100
+            f.mux(s.encode(frame))
+        f.mux(s.encode())
+
+
+def broken(kind, path, good):
+    if kind == 'empty': path.write_bytes(b'')
+    elif kind == 'truncated': path.write_bytes(good.read_bytes()[:600])
+    elif kind == 'one frame': one_frame(path)
+    else: sound(path)
+
+
+@pytest.mark.parametrize('kind', ['empty', 'truncated', 'one frame', 'audio only'])
+def test_bad_video(kind, folder, tmp_path, monkeypatch):
+    home = tmp_path / 'set'
+    shutil.copytree(folder, home)
+    broken(kind, home / 'left' / 'a_broken.mp4', next((home / 'left').iterdir()))
+    words = ['train', 'tec', '--data', str(home), '--folder', str(tmp_path / 'run'), *SMALL]
+    code, _, errors = in_process(monkeypatch, tmp_path, words)
+    assert code == 2 and len(errors.strip().splitlines()) == 1 and 'a_broken.mp4' in errors
+    assert not (tmp_path / 'run').exists()
+    code, said, _ = in_process(monkeypatch, tmp_path, [*words, '--set', 'bad=skip'])
+    assert code == 0 and '1 bad videos' in said and 'a_broken.mp4' in said
+    assert (tmp_path / 'run/checkpoint.safetensors').exists()
+
+
+CASES = {
+    'folder without videos': (['train', 'tec', '--data', '{empty}'], 'video'),
+    'missing video': (['train', 'tec', '--data', '{listing}', '--root', '{folder}'], 'none.mp4'),
+    'no such folder': (['train', 'tec', '--data', '{empty}/none'], 'none'),
+    'unknown method': (['train', 'tecc'], 'tec'),
+    'unknown preset': (['train', 'tec', '--preset', 'huge'], 'tiny'),
+    'unknown setting': (['train', 'tec', '--set', 'framez=4'], 'frames'),
+    'wrong value': (['train', 'tec', '--set', 'lr=fast'], 'float'),
+    'impossible clip': (['train', 'tec', '--data', '{folder}', '--set', 'frames=400'], '400'),
+    'no frames': (['train', 'tec', '--set', 'frames=0'], 'at least 1'),
+    'wrong row': (['train', 'tec', '--set', 'temporal=sometimes'], 'equivariant'),
+    'odd batch': (['train', 'tec', '--set', 'batch=7'], 'multiple'),
+    'big batch': (['train', 'tec', '--data', '{folder}', '--set', 'frames=4', '--set', 'batch=64'], 'smaller batch'),
+    'unknown backbone': (['train', 'tec', '--set', 'backbone=resnet'], 'r3d_18'),
+    'unknown suite': (['run', 'everything'], 'tec-ablation'),
+    'no checkpoint': (['evaluate', '{empty}'], 'no such file'),
+    'other method': (['evaluate', '{other}'], 'of method'),
+    'half a checkpoint': (['evaluate', '{half}'], 'safetensors'),
+    'real data without a folder': (['train', 'tec', '--preset', 'real'], 'root'),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_bad_input(case, folder, trained, tmp_path, monkeypatch):
+    words, hint = CASES[case]
+    for name in ('empty', 'other', 'half'): (tmp_path / name).mkdir()
+    whole = trained / 'checkpoint.safetensors'
+    save_file(load_file(whole), tmp_path / 'other/checkpoint.safetensors', {'about': json.dumps(dict(method='other'))})
+    (tmp_path / 'half/checkpoint.safetensors').write_bytes(whole.read_bytes()[:5000])
+    good = sorted(p.relative_to(folder) for p in folder.rglob('*.mp4'))
+    (tmp_path / 'list.txt').write_text(''.join(f'{p} {p.parent}\n' for p in [*good, good[0].parent / 'none.mp4']))
+    paths = dict(folder=folder, listing=tmp_path / 'list.txt', **{n: tmp_path / n for n in ('empty', 'other', 'half')})
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
+    code, _, errors = in_process(monkeypatch, tmp_path, [w.format(**paths) for w in words])
+    assert code == 2 and len(errors.strip().splitlines()) == 1 and hint in errors, errors
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
+
+
+def in_process(monkeypatch, cwd, words):
+    "Exit code, output and errors of `main`, without the start of a process."
+    said, errors = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, 'argv', ['vidrepro', *words])
+    monkeypatch.setattr(cli.out, '_file', said)
+    monkeypatch.chdir(cwd)
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stop: cli.main()
+    return stop.value.code or 0, said.getvalue(), errors.getvalue()
