@@ -6,7 +6,7 @@
 __all__ = ['app', 'out', 'Device', 'Folder', 'Changes', 'Preset', 'Data', 'Root', 'changes', 'show_scores', 'demo', 'run_all',
            'train', 'absolute', 'estimate', 'evaluate', 'run_command', 'claims', 'doctor', 'options', 'main']
 
-# %% ../nbs/99_cli.ipynb #e83f0e3f
+# %% ../nbs/99_cli.ipynb #f98dbe82
 import dataclasses
 import json
 import os
@@ -26,16 +26,19 @@ from rich.table import Table
 
 from . import __version__
 from .core.files import InputError, atomic, data_root
-from .core.results import results_dir, versions
+from .core.results import load_run, results_dir, versions
 from .data.moving_digits import MovingDigits
+from .data_cli import app as data_app
 from .experiments import claims as verdicts
 from .experiments import report
-from .experiments.suites import METHODS, TWIN, Run, encoder, execute, learner, missing, pick_method, pick_preset, run_suite, score, suites, videos
+from .experiments.suites import (METHODS, TWIN, Run, encoder, learner, missing, pick_method, pick_preset, run_suite, score,
+                                         suites, videos)
 from .learning.train import read_checkpoint
 
-# %% ../nbs/99_cli.ipynb #4ccdd995
+# %% ../nbs/99_cli.ipynb #7bfab664
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Four papers on video representation learning, reproduced. Start with `vidrepro demo`.')
+app.add_typer(data_app, name='data', help='Data cards, checks, scans, conversion, packing, composed video.')
 out = Console(highlight=False)
 
 Device = Annotated[str | None, typer.Option(help='cpu or cuda; default: the best there is.')]
@@ -89,7 +92,7 @@ def demo(
     out.print(table)
     out.print(f'\n{answer}.\nReport: {folder / "report.html"}')
 
-# %% ../nbs/99_cli.ipynb #a4b78756
+# %% ../nbs/99_cli.ipynb #d578ecee
 def run_all(
     runs: list[Run],  # what to run
     folder: Path,  # for checkpoints and logs
@@ -98,7 +101,6 @@ def run_all(
     root: Path | None,  # folder of cards
 ) -> dict[str, dict]:  # name -> card
     "Run a suite; a failed run ends with its last words and exit code 1."
-    from vidrepro.core.results import load_run
     failed = run_suite(runs, folder, device, jobs, root)
     for name in failed:
         words = (Path(folder) / name / 'output.txt').read_text().strip().splitlines()[-1:]
@@ -106,7 +108,7 @@ def run_all(
     if failed: raise typer.Exit(1)
     return {r.name: load_run(r.name, root=root) for r in runs}
 
-# %% ../nbs/99_cli.ipynb #90f11c0e
+# %% ../nbs/99_cli.ipynb #23f11be3
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
@@ -131,7 +133,8 @@ def train(
     if source.bad: out.print(f'{len(source.bad)} bad videos are left out:', *(f'  {path}: {reason}' for path, reason in source.bad), sep='\n', markup=False)
     out.print(f'{method}, {preset}: {len(source)} videos, {cfg.steps} steps; {home}')
     learn, _ = learner(run, home, source, device, resume)
-    with atomic(home / 'settings.json') as f: f.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(cfg, data=absolute(cfg.data), root=absolute(cfg.root))), indent=1) + '\n')
+    local = dataclasses.replace(cfg, data=absolute(cfg.data), root=absolute(cfg.root))
+    with atomic(home / 'settings.json') as f: f.write_text(json.dumps(dataclasses.asdict(local), indent=1) + '\n')
     try: learn.fit(cfg.steps)
     except KeyboardInterrupt:
         out.print(f'Stopped at step {learn.step}; saved. Go on with --resume.')
