@@ -59,7 +59,7 @@ def curves_figure(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/experiments/96_report.ipynb #ecf4630c
+# %% ../../nbs/experiments/96_report.ipynb #103abef2
 def scores_figure(
     cards: dict[str, dict],  # title -> run card
     metrics: list[str],  # which to draw
@@ -76,7 +76,7 @@ def scores_figure(
         chance = next(iter(cards.values()))['protocol'][m]['chance']
         ax.hlines(chance, i - width / 2, i + 0.8 - width / 2, color='black', ls=':', label='chance' if i == 0 else None)
     ax.set(xticks=[i + 0.4 - width / 2 for i in range(len(metrics))], ylim=(0, 1))
-    ax.set_xticklabels(metrics, fontsize=8)
+    ax.set_xticklabels([m.replace(" ", "\n") for m in metrics], fontsize=8)
     ax.legend(fontsize=8)
     fig.tight_layout()
     return fig
