@@ -256,5 +256,6 @@ def main() -> None:
         print(f'error: training diverged: {e}', file=sys.stderr)
         sys.exit(1)
 
-# %% ../nbs/99_cli.ipynb #158ee3e9
+# %% ../nbs/99_cli.ipynb #683f230a
+#| eval: false
 if __name__ == '__main__' and 'ipykernel' not in sys.modules: main()
