@@ -67,13 +67,13 @@ def show_scores(
     for s in scores: table.add_row(s.name, f'{s.value:.3f}', f'[{s.low:.2f}, {s.high:.2f}]'.replace('[', r'\['), f'{s.chance:.3f}', str(s.n))
     out.print(table)
 
-# %% ../nbs/99_cli.ipynb #9b5228c7
+# %% ../nbs/99_cli.ipynb #39d1580f
 @app.command()
 def demo(
-    folder: Folder = Path('runs/demo'),
-    device: Device = None,
-    jobs: Annotated[int, typer.Option(help='Processes at a time; default: one a core, at most 2.')] = 0,
-    set_: Changes = [],
+    folder: Folder = Path('runs/demo'),  # for checkpoints, logs and reports
+    device: Device = None,  # `cpu` or `cuda`
+    jobs: Annotated[int, typer.Option(help='Processes at a time; default: one a core, at most 2.')] = 0,  # as its help says
+    set_: Changes = [],  # settings to change
 ):
     "Train TEC and an instance-contrast twin of equal budget on Moving Digits, compare them, write a report (about ten minutes on two cores)."
     cfg = pick_preset('tec', 'tiny', **changes(set_))
@@ -108,19 +108,19 @@ def run_all(
     if failed: raise typer.Exit(1)
     return {r.name: load_run(r.name, root=root) for r in runs}
 
-# %% ../nbs/99_cli.ipynb #23f11be3
+# %% ../nbs/99_cli.ipynb #d5ecd6c5
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
-    preset: Preset = 'tiny',
-    data: Data = '',
-    root: Root = '',
-    folder: Annotated[Path | None, typer.Option(help='Folder of this run; default: runs/METHOD-PRESET-SEED.')] = None,
-    seed: Annotated[int | None, typer.Option(help='Of weights and batches.')] = None,
-    device: Device = None,
-    set_: Changes = [],
-    resume: Annotated[bool, typer.Option('--resume', help="Go on from the folder's checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Print steps, weights, memory and estimated time from a short probe, and stop.')] = False,
+    method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],  # as its help says
+    preset: Preset = 'tiny',  # settings to start from
+    data: Data = '',  # videos
+    root: Root = '',  # folder of the videos of a card or list
+    folder: Annotated[Path | None, typer.Option(help='Folder of this run; default: runs/METHOD-PRESET-SEED.')] = None,  # as its help says
+    seed: Annotated[int | None, typer.Option(help='Of weights and batches.')] = None,  # as its help says
+    device: Device = None,  # `cpu` or `cuda`
+    set_: Changes = [],  # settings to change
+    resume: Annotated[bool, typer.Option('--resume', help="Go on from the folder's checkpoint.")] = False,  # as its help says
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Print steps, weights, memory and estimated time from a short probe, and stop.')] = False,  # as its help says
 ):
     "Train an encoder; ctrl-C saves, --resume goes on to the same weights."
     cfg = pick_preset(method, preset, **changes(set_, data=data, root=root, seed=seed))
@@ -169,13 +169,13 @@ def estimate(
     out.print(f'{run.config.steps} steps of {cfg.batch * cfg.accumulate} videos, {weights:.1f} M weights, {memory / 2**30:.1f} GiB, '
               f'about {took:.2f} s a step: {hours:.2f} h on {learn.device.type}')
 
-# %% ../nbs/99_cli.ipynb #984fc10c
+# %% ../nbs/99_cli.ipynb #ab5c1aa2
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help='Folder of a run, or its checkpoint.')],
-    data: Data = '',
-    root: Root = '',
-    device: Device = None,
+    run: Annotated[Path, typer.Argument(help='Folder of a run, or its checkpoint.')],  # as its help says
+    data: Data = '',  # videos
+    root: Root = '',  # folder of the videos of a card or list
+    device: Device = None,  # `cpu` or `cuda`
 ):
     "Score the encoder of a run: retrieval, probes or SVM, each with interval and chance; writes scores.json beside the checkpoint."
     path = run if run.suffix == '.safetensors' else run / 'checkpoint.safetensors'
@@ -190,15 +190,15 @@ def evaluate(
     show_scores(scores)
     with atomic(path.parent / 'scores.json') as f: f.write_text(json.dumps([s.to_dict() for s in scores], indent=1, sort_keys=True) + '\n')
 
-# %% ../nbs/99_cli.ipynb #2a2884b6
+# %% ../nbs/99_cli.ipynb #8d565875
 @app.command('run')
 def run_command(
-    suite: Annotated[str, typer.Argument(help='A table; leave it out for the list.')] = '',
-    folder: Folder = Path('runs'),
-    root: Root = '',
-    device: Device = None,
-    jobs: Annotated[int, typer.Option(help='Processes at a time.')] = 1,
-    limit: Annotated[int, typer.Option(help='Runs at most, most valuable first; 0: all.')] = 0,
+    suite: Annotated[str, typer.Argument(help='A table; leave it out for the list.')] = '',  # as its help says
+    folder: Folder = Path('runs'),  # for checkpoints, logs and reports
+    root: Root = '',  # folder of the videos of a card or list
+    device: Device = None,  # `cpu` or `cuda`
+    jobs: Annotated[int, typer.Option(help='Processes at a time.')] = 1,  # as its help says
+    limit: Annotated[int, typer.Option(help='Runs at most, most valuable first; 0: all.')] = 0,  # as its help says
 ):
     "Train and score whatever run card of a table is missing."
     tables = suites(root)
@@ -211,10 +211,10 @@ def run_command(
     out.print(f'{suite}: {len(tables[suite]) - len(todo)} of {len(tables[suite])} cards are in {results_dir()}')
     if todo: run_all(todo[: limit or None], folder, device, jobs, None)
 
-# %% ../nbs/99_cli.ipynb #5875c443
+# %% ../nbs/99_cli.ipynb #f894699d
 @app.command()
 def claims(
-    picture: Annotated[Path | None, typer.Option(help='Also draw the intervals into this PNG or SVG file.')] = None,
+    picture: Annotated[Path | None, typer.Option(help='Also draw the intervals into this PNG or SVG file.')] = None,  # as its help says
 ):
     "What the run cards say about each statement of the papers and their readers."
     found = [verdicts.judge(c) for c in verdicts.TEC_CLAIMS]
@@ -226,7 +226,7 @@ def claims(
     if picture:
         with atomic(picture) as f: verdicts.forest(found).savefig(f, format=picture.suffix[1:] or 'png', dpi=150)
 
-# %% ../nbs/99_cli.ipynb #904476f5
+# %% ../nbs/99_cli.ipynb #b48591ab
 @app.command()
 def doctor():
     "Versions, device, threads, decoders and data folders of this machine."
@@ -240,7 +240,10 @@ def doctor():
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option('--version', help='Print the version and stop.')] = False):
+def options(
+    version: Annotated[bool, typer.Option('--version', help='Print the version and stop.')] = False,  # as its help says
+):
+    "What the command does without a command."
     if version:
         out.print(__version__)
         raise typer.Exit()
