@@ -67,14 +67,14 @@ def show_scores(
     for s in scores: table.add_row(s.name, f'{s.value:.3f}', f'[{s.low:.2f}, {s.high:.2f}]'.replace('[', r'\['), f'{s.chance:.3f}', str(s.n))
     out.print(table)
 
-# %% ../nbs/99_cli.ipynb #39d1580f
+# %% ../nbs/99_cli.ipynb #d2468951
 @app.command()
 def demo(
     folder: Folder = Path('runs/demo'),  # for checkpoints, logs and reports
     device: Device = None,  # `cpu` or `cuda`
     jobs: Annotated[int, typer.Option(help='Processes at a time; default: one a core, at most 2.')] = 0,  # as its help says
     set_: Changes = [],  # settings to change
-):
+) -> None:
     "Train TEC and an instance-contrast twin of equal budget on Moving Digits, compare them, write a report (about ten minutes on two cores)."
     cfg = pick_preset('tec', 'tiny', **changes(set_))
     runs = {'TEC': Run('tec/tiny/demo-full-s0', 'tec', cfg),
@@ -108,7 +108,7 @@ def run_all(
     if failed: raise typer.Exit(1)
     return {r.name: load_run(r.name, root=root) for r in runs}
 
-# %% ../nbs/99_cli.ipynb #d5ecd6c5
+# %% ../nbs/99_cli.ipynb #24ddef62
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],  # as its help says
@@ -121,7 +121,7 @@ def train(
     set_: Changes = [],  # settings to change
     resume: Annotated[bool, typer.Option('--resume', help="Go on from the folder's checkpoint.")] = False,  # as its help says
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Print steps, weights, memory and estimated time from a short probe, and stop.')] = False,  # as its help says
-):
+) -> None:
     "Train an encoder; ctrl-C saves, --resume goes on to the same weights."
     cfg = pick_preset(method, preset, **changes(set_, data=data, root=root, seed=seed))
     home = folder or Path('runs') / f'{method}-{preset}-{cfg.seed}'
@@ -169,14 +169,14 @@ def estimate(
     out.print(f'{run.config.steps} steps of {cfg.batch * cfg.accumulate} videos, {weights:.1f} M weights, {memory / 2**30:.1f} GiB, '
               f'about {took:.2f} s a step: {hours:.2f} h on {learn.device.type}')
 
-# %% ../nbs/99_cli.ipynb #ab5c1aa2
+# %% ../nbs/99_cli.ipynb #3a305c52
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help='Folder of a run, or its checkpoint.')],  # as its help says
     data: Data = '',  # videos
     root: Root = '',  # folder of the videos of a card or list
     device: Device = None,  # `cpu` or `cuda`
-):
+) -> None:
     "Score the encoder of a run: retrieval, probes or SVM, each with interval and chance; writes scores.json beside the checkpoint."
     path = run if run.suffix == '.safetensors' else run / 'checkpoint.safetensors'
     about = read_checkpoint(path)[1]
@@ -190,7 +190,7 @@ def evaluate(
     show_scores(scores)
     with atomic(path.parent / 'scores.json') as f: f.write_text(json.dumps([s.to_dict() for s in scores], indent=1, sort_keys=True) + '\n')
 
-# %% ../nbs/99_cli.ipynb #8d565875
+# %% ../nbs/99_cli.ipynb #a4a80e6b
 @app.command('run')
 def run_command(
     suite: Annotated[str, typer.Argument(help='A table; leave it out for the list.')] = '',  # as its help says
@@ -199,7 +199,7 @@ def run_command(
     device: Device = None,  # `cpu` or `cuda`
     jobs: Annotated[int, typer.Option(help='Processes at a time.')] = 1,  # as its help says
     limit: Annotated[int, typer.Option(help='Runs at most, most valuable first; 0: all.')] = 0,  # as its help says
-):
+) -> None:
     "Train and score whatever run card of a table is missing."
     tables = suites(root)
     if suite and suite not in tables: raise InputError('suite', repr(suite), f"use one of {', '.join(tables)}")
@@ -211,11 +211,11 @@ def run_command(
     out.print(f'{suite}: {len(tables[suite]) - len(todo)} of {len(tables[suite])} cards are in {results_dir()}')
     if todo: run_all(todo[: limit or None], folder, device, jobs, None)
 
-# %% ../nbs/99_cli.ipynb #f894699d
+# %% ../nbs/99_cli.ipynb #d800e265
 @app.command()
 def claims(
     picture: Annotated[Path | None, typer.Option(help='Also draw the intervals into this PNG or SVG file.')] = None,  # as its help says
-):
+) -> None:
     "What the run cards say about each statement of the papers and their readers."
     found = [verdicts.judge(c) for c in verdicts.TEC_CLAIMS]
     table = Table('claim', 'source', 'difference', '95 % interval', 'seeds', 'verdict')
@@ -226,9 +226,9 @@ def claims(
     if picture:
         with atomic(picture) as f: verdicts.forest(found).savefig(f, format=picture.suffix[1:] or 'png', dpi=150)
 
-# %% ../nbs/99_cli.ipynb #b48591ab
+# %% ../nbs/99_cli.ipynb #3ff1d032
 @app.command()
-def doctor():
+def doctor() -> None:
     "Versions, device, threads, decoders and data folders of this machine."
     rows = dict(vidrepro=__version__, python=platform.python_version()) | {k: v for k, v in versions().items() if v and k != 'python'}
     rows |= {'processor': f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}',
@@ -242,7 +242,7 @@ def doctor():
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option('--version', help='Print the version and stop.')] = False,  # as its help says
-):
+) -> None:
     "What the command does without a command."
     if version:
         out.print(__version__)
