@@ -6,7 +6,7 @@
 __all__ = ['app', 'out', 'Device', 'Folder', 'Changes', 'Preset', 'Data', 'Root', 'changes', 'show_scores', 'demo', 'run_all',
            'train', 'absolute', 'estimate', 'evaluate', 'run_command', 'claims', 'doctor', 'options', 'main']
 
-# %% ../nbs/99_cli.ipynb #f98dbe82
+# %% ../nbs/99_cli.ipynb #cd994c9d
 import dataclasses
 import json
 import os
@@ -31,9 +31,10 @@ from .data.moving_digits import MovingDigits
 from .data_cli import app as data_app
 from .experiments import claims as verdicts
 from .experiments import report
-from .experiments.suites import (METHODS, TWIN, Run, encoder, learner, missing, pick_method, pick_preset, run_suite, score,
-                                         suites, videos)
+from .experiments.suites import (METHODS, Run, encoder, learner, missing, pick_method, pick_preset, run_suite, score,
+                                         suites, trained, videos)
 from .learning.train import read_checkpoint
+from .papers import tec
 
 # %% ../nbs/99_cli.ipynb #7bfab664
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -67,7 +68,7 @@ def show_scores(
     for s in scores: table.add_row(s.name, f'{s.value:.3f}', f'[{s.low:.2f}, {s.high:.2f}]'.replace('[', r'\['), f'{s.chance:.3f}', str(s.n))
     out.print(table)
 
-# %% ../nbs/99_cli.ipynb #d2468951
+# %% ../nbs/99_cli.ipynb #8a6b4e4b
 @app.command()
 def demo(
     folder: Folder = Path('runs/demo'),  # for checkpoints, logs and reports
@@ -78,7 +79,7 @@ def demo(
     "Train TEC and an instance-contrast twin of equal budget on Moving Digits, compare them, write a report (about ten minutes on two cores)."
     cfg = pick_preset('tec', 'tiny', **changes(set_))
     runs = {'TEC': Run('tec/tiny/demo-full-s0', 'tec', cfg),
-            'instance twin': Run('tec/tiny/demo-instance-s0', 'tec', dataclasses.replace(cfg, **TWIN))}
+            'instance twin': Run('tec/tiny/demo-instance-s0', 'tec', dataclasses.replace(cfg, **tec.TWIN))}
     out.print(f'Two encoders, {cfg.steps} steps each; runs and report go to {folder}.')
     done = run_all(list(runs.values()), folder, device, jobs or min(2, os.cpu_count() or 1), folder / 'results')
     cards = {title: done[r.name] for title, r in runs.items()}
@@ -169,7 +170,7 @@ def estimate(
     out.print(f'{run.config.steps} steps of {cfg.batch * cfg.accumulate} videos, {weights:.1f} M weights, {memory / 2**30:.1f} GiB, '
               f'about {took:.2f} s a step: {hours:.2f} h on {learn.device.type}')
 
-# %% ../nbs/99_cli.ipynb #3a305c52
+# %% ../nbs/99_cli.ipynb #e19e4327
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help='Folder of a run, or its checkpoint.')],  # as its help says
@@ -185,8 +186,8 @@ def evaluate(
     fields = about['config'] | (json.loads(local.read_text()) if local.exists() else {}) | {k: v for k, v in dict(data=data, root=root).items() if v}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != 'method'}
     cfg = type(pick_method(about['method']).PRESETS['tiny'])(**fields)
-    network = encoder(Run(path.parent.name, about['method'], cfg), path).to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    scores = score(network, cfg)
+    model = trained(Run(path.parent.name, about['method'], cfg), path).to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    scores = score(model, about['method'], cfg)
     show_scores(scores)
     with atomic(path.parent / 'scores.json') as f: f.write_text(json.dumps([s.to_dict() for s in scores], indent=1, sort_keys=True) + '\n')
 

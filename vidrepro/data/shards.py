@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'sample_key', 'sample_members', 'pack_order', 'write_shard'
            'pack', 'read_shard', 'share', 'mixed', 'this_rank', 'Sample', 'Shards', 'read_index', 'as_sample',
            'read_parts', 'as_file', 'decode', 'ShardClips', 'unpack']
 
-# %% ../../nbs/data/14_shards.ipynb #842f7abe
+# %% ../../nbs/data/14_shards.ipynb #ac8fdc2c
 import hashlib
 import io
 import json
@@ -29,7 +29,7 @@ from ..core.files import InputError, atomic
 from ..core.random import generator
 from .datasets import VideoDataset
 from .sampling import random_clips
-from .video import VideoError, probe, read_clips
+from .video import VideoError, frame_count, read_clips
 
 # %% ../../nbs/data/14_shards.ipynb #5f80f7f0
 def sample_key(
@@ -307,7 +307,7 @@ def read_parts(
         for key, members in read_shard(files[place], first, stop):
             yield as_sample(key, members)
 
-# %% ../../nbs/data/14_shards.ipynb #4bd0c730
+# %% ../../nbs/data/14_shards.ipynb #07e02c87
 @contextmanager
 def as_file(
     data: bytes,  # content of a video file
@@ -338,7 +338,7 @@ def decode(
     "Random clips of a packed video, in one decoding pass."
     try:
         with as_file(sample.data) as path:
-            lengths = torch.tensor([probe(path).frames])
+            lengths = torch.tensor([frame_count(path)])
             frames = random_clips(lengths, n_frames, stride, n_clips, draws)[0]
             return read_clips(path, frames, size)
     except VideoError as error:

@@ -296,7 +296,7 @@ def adamw(
               dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=lr)
 
-# %% ../../nbs/learning/26_train.ipynb #5de5c20d
+# %% ../../nbs/learning/26_train.ipynb #5f881537
 def lr_at(
     step: int,  # steps taken so far
     steps: int,  # steps in all
@@ -312,11 +312,11 @@ def lr_at(
 
 
 class Schedule(Callback):
-    "Sets the learning rate before each step."
+    "Sets the learning rate before each step; a group of parameters with a `scale` has its own multiple of it."
 
     def __init__(self, lr: float, warmup: int = 0, schedule: str = 'cosine'): self.args = lr, warmup, schedule
     def before_step(self, learn):
-        for g in learn.optimizer.param_groups: g['lr'] = lr_at(learn.step, learn.steps, *self.args)
+        for g in learn.optimizer.param_groups: g['lr'] = g.get('scale', 1) * lr_at(learn.step, learn.steps, *self.args)
 
 # %% ../../nbs/learning/26_train.ipynb #2dc50208
 class EMA(Callback):
