@@ -37,7 +37,7 @@ class TestTables:
         tables = suites.suites('videos')
         names = [r.name for runs in tables.values() for r in runs]
         assert len(set(names)) == len(names) and tables
-        assert all(re.fullmatch(r'[a-z0-9/-]+-s\d', n) for n in names)
+        assert all(re.fullmatch(r'[a-z0-9/.-]+-s\d', n) for n in names)
 
     def test_rows_of_a_table_differ(self):
         "In more than the seed; and a seed is the one in the name."
