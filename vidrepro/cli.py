@@ -6,7 +6,7 @@
 __all__ = ['app', 'out', 'Device', 'Folder', 'Changes', 'Preset', 'Data', 'Root', 'changes', 'show_scores', 'demo', 'run_all',
            'train', 'absolute', 'estimate', 'evaluate', 'run_command', 'claims', 'doctor', 'options', 'main']
 
-# %% ../nbs/99_cli.ipynb #cd994c9d
+# %% ../nbs/99_cli.ipynb #09e79ff6
 import dataclasses
 import json
 import os
@@ -31,6 +31,7 @@ from .data.moving_digits import MovingDigits
 from .data_cli import app as data_app
 from .experiments import claims as verdicts
 from .experiments import report
+from .experiments.statements import CLAIMS
 from .experiments.suites import (METHODS, Run, encoder, learner, missing, pick_method, pick_preset, run_suite, score,
                                          suites, trained, videos)
 from .learning.train import read_checkpoint
@@ -212,13 +213,13 @@ def run_command(
     out.print(f'{suite}: {len(tables[suite]) - len(todo)} of {len(tables[suite])} cards are in {results_dir()}')
     if todo: run_all(todo[: limit or None], folder, device, jobs, None)
 
-# %% ../nbs/99_cli.ipynb #d800e265
+# %% ../nbs/99_cli.ipynb #396234c5
 @app.command()
 def claims(
     picture: Annotated[Path | None, typer.Option(help='Also draw the intervals into this PNG or SVG file.')] = None,  # as its help says
 ) -> None:
     "What the run cards say about each statement of the papers and their readers."
-    found = [verdicts.judge(c) for c in verdicts.TEC_CLAIMS]
+    found = [verdicts.judge(c) for claims in CLAIMS.values() for c in claims]
     table = Table('claim', 'source', 'difference', '95 % interval', 'seeds', 'verdict')
     for v in found:
         numbers = (f'{v.mean:+.3f}', f'\\[{v.low:+.3f}, {v.high:+.3f}]') if v.mean is not None else ('', '')

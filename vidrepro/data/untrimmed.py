@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['ACTIVITYNET_SHORTEST', 'THUMOS14_SHORTEST', 'background_segments', 'add_background', 'Script', 'Stretch',
-           'write_script', 'string_together', 'play', 'compose']
+           'write_script', 'string_together', 'play', 'Segments', 'UntrimmedDigits', 'cut', 'compose']
 
-# %% ../../nbs/data/09_untrimmed.ipynb #8cedb375
+# %% ../../nbs/data/09_untrimmed.ipynb #934c1b56
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -173,6 +175,123 @@ def play(
     else:
         for s in stretches:
             yield source.clips(torch.tensor([s.item]), s.numbers[None, None])[0, 0]
+
+# %% ../../nbs/data/09_untrimmed.ipynb #186d52db
+@dataclass(eq=False)
+class Segments:
+    "A source whose items are pieces of untrimmed videos; the label -1 is background."
+
+    videos: Any  # source of whole videos
+    table: pd.DataFrame  # columns video, first, frames, label; one row a piece
+    classes: tuple[str, ...]  # names of the actions, by label
+
+    def __post_init__(self):
+        if self.table.empty:
+            raise InputError('segments', 'none', 'ask for shorter clips, or check the annotations')
+        for name, values in self.table[['video', 'first', 'frames', 'label']].items():
+            setattr(self, f'_{name}', torch.tensor(values.to_numpy(dtype='int64')))
+
+    lengths = property(lambda self: self._frames, doc='Frames of each piece.')
+    labels = property(lambda self: self._label, doc='Action of each piece, -1 for background.')
+    groups = property(lambda self: self._video, doc='Video of each piece, by its number.')
+    bad = property(lambda self: self.videos.bad, doc='(path, reason) of what was found broken.')
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def clips(
+        self,
+        index: Int64[Tensor, 'b'],  # which pieces
+        frames: Int64[Tensor, 'b n t'],  # frames of each, 0 = first of the piece
+    ) -> UInt8[Tensor, 'b n 3 t h w']:  # RGB
+        "Frames of some pieces."
+        if (frames < 0).any() or (frames >= self._frames[index, None, None]).any():
+            raise InputError('frames', frames.flatten()[:8].tolist(), 'stay inside the piece')
+        return self.videos.clips(self._video[index], frames + self._first[index, None, None])
+
+    def subset(self, index: Int64[Tensor, 'm']) -> 'Segments':
+        "Some of the pieces, in this order."
+        rows = self.table.iloc[index.tolist()]
+        return Segments(self.videos, rows.reset_index(drop=True), self.classes)
+
+    def cached(self) -> 'Segments':
+        "The same pieces, of videos decoded once into memory; painted ones are left alone."
+        decoded = getattr(self.videos, 'cached', lambda: self.videos)()
+        return Segments(decoded, self.table, self.classes)
+
+    def describe(self) -> dict:  # plain values for a run card
+        "The videos, and how many pieces of which kind."
+        counts = dict(segments=len(self), background=int((self._label < 0).sum()))
+        actions = counts['segments'] - counts['background']
+        return dict(counts, actions=actions, videos=self.videos.describe())
+
+# %% ../../nbs/data/09_untrimmed.ipynb #15da2e2d
+@dataclass(eq=False)
+class UntrimmedDigits:
+    "A source of untrimmed videos, painted on demand."
+
+    digits: MovingDigits  # trimmed videos whose motions are strung together
+    script: Script = Script()  # how
+    n: int = 200  # untrimmed videos
+
+    bad = property(lambda self: [], doc='Videos found broken: there are none.')
+
+    def __len__(self) -> int:
+        return self.n
+
+    @cached_property
+    def scripts(self) -> list[list[Stretch]]:
+        "The script of each video."
+        return [write_script(self.digits, self.script, k) for k in range(self.n)]
+
+    @cached_property
+    def lengths(self) -> Int64[Tensor, 'n']:
+        "Frames of each video."
+        return torch.tensor([sum(s.frames for s in script) for script in self.scripts])
+
+    @cached_property
+    def poses(self) -> Pose:  # of shape `n t`; a short video stays in its last pose
+        "Where sprite and camera of every video are."
+        paths = [string_together(self.digits, script) for script in self.scripts]
+        time = torch.arange(int(self.lengths.max())).minimum(self.lengths[:, None] - 1)
+        stack = lambda name: torch.stack([getattr(p, name)[0, 0, t] for p, t in zip(paths, time)])
+        return Pose(*map(stack, vars(paths[0])))
+
+    def clips(
+        self,
+        index: Int64[Tensor, 'b'],  # which videos
+        frames: Int64[Tensor, 'b n t'],  # which frames
+    ) -> UInt8[Tensor, 'b n 3 t h w']:  # RGB
+        "Paint clips."
+        if (frames < 0).any() or (frames >= self.lengths[index, None, None]).any():
+            raise InputError('frames', frames.flatten()[:8].tolist(), 'stay inside the video')
+        scene = torch.tensor([self.scripts[k][0].item for k in index.tolist()])
+        return self.digits.paint(scene, self.poses.map(lambda x: x[index[:, None, None], frames]))
+
+    def segments(self) -> Segments:
+        "Every stretch of every video as an item of its own."
+        return cut(self)
+
+    def describe(self) -> dict:  # plain values for a run card
+        "Everything that decides the pixels."
+        about = dict(source='untrimmed_digits', n=self.n, script=asdict(self.script))
+        return about | dict(digits=self.digits.describe())
+
+# %% ../../nbs/data/09_untrimmed.ipynb #43a3372b
+def cut(
+    source: UntrimmedDigits,  # whole videos
+) -> Segments:  # their stretches, video by video; classes of the background are left out
+    "Untrimmed videos, taken apart at the boundaries of their scripts."
+    digits, background = source.digits, source.script.background
+    classes = tuple(c for c in digits.classes if c not in background)
+    rows = []
+    for video, script in enumerate(source.scripts):
+        ends = np.cumsum([s.frames for s in script])
+        names = [digits.classes[digits.labels[s.item]] for s in script]
+        labels = [classes.index(c) if s.action else -1 for s, c in zip(script, names)]
+        rows += [(video, e - s.frames, s.frames, y) for s, e, y in zip(script, ends, labels)]
+    table = pd.DataFrame(rows, columns=['video', 'first', 'frames', 'label'])
+    return Segments(source, table, classes)
 
 # %% ../../nbs/data/09_untrimmed.ipynb #24ac6d3d
 def _annotate(

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'PEOPLE', 'MAIN', 'Run', 'pick_method', 'pick_preset', 'ho
            'learner', 'trained', 'encoder', 'features', 'score_digits', 'score_videos', 'score', 'nearby', 'execute',
            'grid', 'ablation', 'twins', 'suites', 'missing', 'start', 'obey', 'look_after', 'run_suite']
 
-# %% ../../nbs/experiments/88_suites.ipynb #95f9a553
+# %% ../../nbs/experiments/88_suites.ipynb #b302845f
 import dataclasses
 import json
 import os
@@ -37,10 +37,10 @@ from ..evaluation.retrieval import retrieve, retrieve_within
 from ..learning.train import (Batches, Checkpoint, Learner, Log, Progress, Recipe, Schedule, TensorBoard, adamw,
                                      override, part, read_checkpoint, read_log)
 from ..learning.views import prepare
-from ..papers import supervised, tec
+from ..papers import mcl, provico, supervised, tec, tsp
 
-# %% ../../nbs/experiments/88_suites.ipynb #d091626a
-METHODS = {'tec': tec, 'supervised': supervised}
+# %% ../../nbs/experiments/88_suites.ipynb #e89a3995
+METHODS = {'tec': tec, 'supervised': supervised, 'mcl': mcl, 'provico': provico, 'tsp': tsp}
 
 # %% ../../nbs/experiments/88_suites.ipynb #eb5e3743
 @dataclasses.dataclass(frozen=True)
@@ -295,8 +295,8 @@ def grid(
 # %% ../../nbs/experiments/88_suites.ipynb #de885063
 PEOPLE = 'daria', 'denis', 'eli', 'ido', 'ira', 'lena', 'lyova', 'moshe', 'shahar'   # of Weizmann, each left out once
 
-# %% ../../nbs/experiments/88_suites.ipynb #320624fe
-MAIN = {'tec': ('full', 'instance')}   # a method and its twin: the rows that are run at every scale
+# %% ../../nbs/experiments/88_suites.ipynb #3772f6c9
+MAIN = {'tec': ('full', 'instance'), 'mcl': ('full', 'contrast'), 'provico': ('provico', 'infonce'), 'tsp': ('tsp', 'tac')}   # a method and its twin: the rows that are run at every scale
 
 
 def ablation(
