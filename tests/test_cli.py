@@ -69,6 +69,15 @@ def test_doctor_claims_and_list(tmp_path):
     assert (tmp_path / 'claims.png').read_bytes()[:4] == b'\x89PNG'
 
 
+def test_pictures_of_a_video(folder, trained, tmp_path):
+    video = next(folder.rglob('*.mp4'))
+    vidrepro('gradcam', trained, video, '--out', tmp_path, '--device', 'cpu')
+    vidrepro('flow', video, '--out', tmp_path / 'map.mp4', '--show', 'map', '--short', 0)
+    vidrepro('flow', video, '--out', tmp_path / 'flow.npz', '--method', 'difference', '--short', 16)
+    assert {p.name for p in tmp_path.iterdir()} == {f'{video.stem}.gradcam.png', f'{video.stem}.gradcam.gif', 'map.mp4', 'flow.npz'}
+    with av.open(str(tmp_path / 'map.mp4')) as f: assert sum(1 for _ in f.decode(video=0)) == 15      # one less than frames
+
+
 def one_frame(path):
     with av.open(str(path), 'w') as f:
         s = f.add_stream('mpeg4', 15)
@@ -126,6 +135,12 @@ CASES = {
     'no checkpoint': (['evaluate', '{empty}'], 'no such file'),
     'other method': (['evaluate', '{other}'], 'of method'),
     'half a checkpoint': (['evaluate', '{half}'], 'safetensors'),
+    'unknown flow': (['flow', '{video}', '--method', 'magic'], 'tvl1'),
+    'no video for flow': (['flow', '{empty}/none.mp4'], 'none.mp4'),
+    'unknown target': (['gradcam', '{trained}', '{video}', '--target', 'class'], 'supervised'),
+    'clips that do not fit': (['gradcam', '{trained}', '{video}', '--stride', '9'], 'stride'),
+    'no annotations': (['tsp', 'prepare', '{empty}/none.json', '{empty}'], 'none.json'),
+    'claims of nobody': (['claims', 'moco'], 'tec'),
     'real data without a folder': (['train', 'tec', '--preset', 'real'], 'root'),
 }
 
@@ -139,7 +154,7 @@ def test_bad_input(case, folder, trained, tmp_path, monkeypatch):
     (tmp_path / 'half/checkpoint.safetensors').write_bytes(whole.read_bytes()[:5000])
     good = sorted(p.relative_to(folder) for p in folder.rglob('*.mp4'))
     (tmp_path / 'list.txt').write_text(''.join(f'{p} {p.parent}\n' for p in [*good, good[0].parent / 'none.mp4']))
-    paths = dict(folder=folder, listing=tmp_path / 'list.txt', **{n: tmp_path / n for n in ('empty', 'other', 'half')})
+    paths = dict(folder=folder, trained=trained, video=next(folder.rglob('*.mp4')), listing=tmp_path / 'list.txt', **{n: tmp_path / n for n in ('empty', 'other', 'half')})
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
     code, _, errors = in_process(monkeypatch, tmp_path, [w.format(**paths) for w in words])
     assert code == 2 and len(errors.strip().splitlines()) == 1 and hint in errors, errors

@@ -6,9 +6,9 @@
 __all__ = ['CHOICES', 'LAYERS', 'CODE_UNIT', 'CODE', 'PRESETS', 'ABLATION', 'Config', 'Drawn', 'sample', 'preference',
            'choose_clips', 'hot_share', 'rectangle_share', 'draw_boxes', 'motion_boxes', 'watch', 'feature_grid',
            'grid_of', 'true_flow', 'estimate_flow', 'measure', 'crop_maps', 'Views', 'aligned', 'choose', 'look',
-           'views', 'Output', 'embed', 'MCL', 'follow', 'remember', 'build', 'queue_nce', 'intra_nce', 'contrast_terms',
-           'gradient', 'response', 'step_weights', 'agreement', 'alignment_terms', 'aligned_response', 'loss',
-           'Embedding', 'explain', 'middle', 'scores', 'optimizer']
+           'views', 'Output', 'embed', 'MCL', 'follow', 'listed', 'remember', 'build', 'queue_nce', 'intra_nce',
+           'contrast_terms', 'gradient', 'response', 'step_weights', 'agreement', 'alignment_terms', 'aligned_response',
+           'loss', 'Embedding', 'explain', 'middle', 'scores', 'optimizer']
 
 # %% ../../nbs/papers/60_mcl.ipynb #6219b9bc
 import copy
@@ -38,7 +38,7 @@ from ..models.backbones import backbone, last_conv
 from ..motion.flow import FLOWS, flow
 from ..motion.maps import motion_map
 
-# %% ../../nbs/papers/60_mcl.ipynb #2eb1f25d
+# %% ../../nbs/papers/60_mcl.ipynb #9b473cb7
 CHOICES = {
     'losses': ('paper', 'official'),
     'rules': ('paper', 'official'),
@@ -65,19 +65,19 @@ def _require_sense(
     least = shown if cfg.rules == 'paper' else 2 * (shown - 1)
     for field, low, high in (('tau', 1e-6, 1e6), ('momentum', 0, 1), ('percentile', 0, 1), ('coverage', 0, 1),
                              ('motion_share', 0, 1), ('tries', 1, 1e6), ('candidates', least, 1e6),
-                             ('queue', cfg.batch * (2 * shown - 3), 1e9)):
+                             ('queue', cfg.queue and cfg.batch * (2 * shown - 3), 1e9)):
         if not low <= getattr(cfg, field) <= high:
             raise InputError(f'setting {field}', getattr(cfg, field), f'give a number from {low:g} to {high:g}')
 
-# %% ../../nbs/papers/60_mcl.ipynb #d9388ee4
+# %% ../../nbs/papers/60_mcl.ipynb #0da3c68f
 @dataclass(frozen=True)
 class Config(Recipe):
     "Settings of MCL."
 
-    steps: int = 400  # optimizer steps
+    steps: int = 800  # optimizer steps
     crop: float = 0.4  # smallest share of the area that a crop keeps [code: 0.2]
     blur: float = 0.0  # share of clips blurred [code: 0.5, at 224 pixels]
-    flow: str = 'tvl1-fast'  # a method of `motion.flow`, or `tvl1-fast`, or `true` [paper: tvl1]
+    flow: str = 'difference'  # a method of `motion.flow`, `tvl1-fast` or `true` [ours, for small images; paper: tvl1]
     reading: str = 'paper'  # of Eq. (1): per frame, or `official`: derivatives summed over time first
     temporal: str = 'motion'  # clips of much motion, or `random`
     spatial: str = 'motion'  # crops that hold the motion, or `random`
@@ -100,7 +100,7 @@ class Config(Recipe):
     volume: str = 'whole'  # L_ST over the clip, or `softmax`: step by step, weighted [code]
     layer: str = ''  # convolution to watch; empty: see `LAYERS`
     least_motion: float = 0.0  # mean boundary up to which a clip counts as still
-    queue: int = 1024  # keys remembered [code: 131072]
+    queue: int = 0  # keys remembered [code: 131072]; 0: the negatives are the batch's other videos [ours]
     strangers: bool = True  # a video's own old keys are no negatives [ours; code: they are]
     momentum: float = 0.99  # of the key encoder [code: 0.999]
     tau: float = 0.1  # temperature [code]
@@ -456,7 +456,7 @@ def embed(
     f = network(clips.contiguous(memory_format=torch.channels_last_3d))
     return {name: F.normalize(head(f).float(), dim=1) for name, head in heads.items()}
 
-# %% ../../nbs/papers/60_mcl.ipynb #8403d9c1
+# %% ../../nbs/papers/60_mcl.ipynb #35412d40
 class MCL(nn.Module):
     "Query encoder, key encoder, queue; `forward` takes one query and some keys a video."
 
@@ -493,13 +493,13 @@ class MCL(nn.Module):
         if self.classifier is not None:
             three = torch.cat([q['order'], k['order'][:, 1], k['order'][:, 2]], 1)
             order = self.classifier(F.normalize(three, dim=1))
-        own = video[:, None] == self.owner
-        out = Output(seen[0], q, k, self.queue.clone(), own, order, self.step.clone())
+        memory, owner = (self.queue.clone(), self.owner) if len(self.queue) else listed(k['inter'], video)
+        out = Output(seen[0], q, k, memory, video[:, None] == owner, order, self.step.clone())
         if self.training:
             remember(self, k['inter'], video)
         return out
 
-# %% ../../nbs/papers/60_mcl.ipynb #16115190
+# %% ../../nbs/papers/60_mcl.ipynb #083426f6
 @torch.no_grad()
 def follow(
     model: MCL,  # whose key encoder moves
@@ -511,16 +511,25 @@ def follow(
 
 
 @torch.no_grad()
+def listed(
+    keys: Float[Tensor, "b n d"],  # unit vectors
+    video: Int[Tensor, "b"],  # whose they are
+) -> tuple[Float[Tensor, "m d"], Int[Tensor, "m"]]:  # those of all processes, and whose each is
+    "The keys of a batch, one after the other."
+    return gather(keys.flatten(0, 1)), gather(video.repeat_interleave(keys.shape[1]))
+
+
 def remember(
     model: MCL,  # whose queue takes the keys
     keys: Float[Tensor, "b n d"],  # unit vectors
     video: Int[Tensor, "b"],  # whose they are
 ) -> None:
     "The keys of all processes replace the oldest in the queue."
-    rows, owner = gather(keys.flatten(0, 1)), gather(video.repeat_interleave(keys.shape[1]))
-    place = model.step * len(rows) + torch.arange(len(rows), device=rows.device)
-    place = place % len(model.queue)
-    model.queue[place], model.owner[place] = rows, owner
+    rows, owner = listed(keys, video)
+    if len(model.queue):
+        place = model.step * len(rows) + torch.arange(len(rows), device=rows.device)
+        place = place % len(model.queue)
+        model.queue[place], model.owner[place] = rows, owner
     model.step += 1
 
 
@@ -531,7 +540,7 @@ def build(
     torch.manual_seed(cfg.seed)
     return MCL(cfg)
 
-# %% ../../nbs/papers/60_mcl.ipynb #7b7af414
+# %% ../../nbs/papers/60_mcl.ipynb #bb109377
 def queue_nce(
     q: Float[Tensor, "b d"],  # unit vectors
     keys: Float[Tensor, "b n d"],  # positives of each, unit vectors
@@ -561,7 +570,7 @@ def contrast_terms(
     cfg: Config,  # settings
 ) -> dict[str, Float[Tensor, ""]]:  # `nce`, and for the code's losses `intra` and `order`
     "The contrastive part of the objective."
-    own = out.own & cfg.strangers
+    own = out.own if cfg.strangers or not cfg.queue else torch.zeros_like(out.own)
     terms = {'nce': queue_nce(out.query['inter'], out.keys['inter'], out.queue, own, cfg.tau)}
     if cfg.losses == 'official':
         terms['intra'] = intra_nce(out.query['intra'], out.keys['intra'], cfg.tau)
@@ -732,7 +741,7 @@ def scores(
     about = dict(explains='cosine of two clips of a video', frames=cfg.frames, stride=cfg.stride, crop='centre', layer=model.layer)
     return [make_score(name, v, chance['other motion' if 'like' in name else 'covered'], about) for name, v in values.items()]
 
-# %% ../../nbs/papers/60_mcl.ipynb #5cef1b0a
+# %% ../../nbs/papers/60_mcl.ipynb #737ace47
 CODE = dict(
     losses='official', rules='official', reading='official', volume='softmax',
     motion_share=0.7, strangers=False,
@@ -746,9 +755,9 @@ PRESETS = {
     'tiny': Config(),
     'gpu': Config(
         videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=64, steps=3000,
-        warmup=200, queue=16_384, momentum=0.999, hidden=512,
+        warmup=200, queue=16_384, momentum=0.999, hidden=512, flow='tvl1-fast',
     ),
-    'real': Config(data='weizmann', stride=2, size=64, batch=16, steps=300, flip=0.5, queue=160),
+    'real': Config(data='weizmann', stride=2, size=64, batch=16, steps=300, flip=0.5),
     'paper': Config(**_UCF101),
     'official': Config(**_UCF101, **CODE),
 }
@@ -764,7 +773,7 @@ def optimizer(
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.SGD(trained, cfg.lr, momentum=0.9, weight_decay=cfg.weight_decay)
 
-# %% ../../nbs/papers/60_mcl.ipynb #9da30b3e
+# %% ../../nbs/papers/60_mcl.ipynb #08438f09
 _RANDOM = dict(temporal='random', spatial='random')
 _NO_ALIGNMENT = dict(align_st=0.0, align_s=0.0, align_t=0.0)
 _CONTRAST = _RANDOM | _NO_ALIGNMENT
@@ -782,7 +791,7 @@ ABLATION = {
     'feature': dict(form='feature'),
     'official': CODE | dict(candidates=6),  # losses and rules of the authors' code
     'detach': dict(detach=True),
-    'difference': dict(flow='difference'),
+    'tvl1': dict(flow='tvl1-fast'),
     'dis': dict(flow='dis'),
     'still-full': dict(still=1.0),
     'still-contrast': _CONTRAST | dict(still=1.0),
