@@ -16,7 +16,8 @@ LAYERS = [{'core'},
           {'features', 'localize'},
           {'experiments'},
           {'data_cli'},
-          {'features_cli', 'localize_cli'},
+          {'features_cli'},
+          {'localize_cli'},
           {'cli'}]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ROOMS = {name.split('.')[0] for name in RANK} - {'cli', 'data_cli', 'features_cli', 'localize_cli'}
