@@ -372,7 +372,7 @@ def test_truncation(victims, tmp_path, which, part):
     for picture, expected in zip(pictures[:-3], whole):  # of the last, B-frames may be missing
         assert np.array_equal(picture, expected)
     assert all(any(np.array_equal(picture, other) for other in whole) for picture in pictures)
-    if suffix == '.mp4':
+    if suffix != '.ts':  # a stream without a promised length
         assert error or len(pictures) == len(whole)
     if len(pictures) < len(whole):
         with pytest.raises(VideoError):
@@ -443,6 +443,10 @@ def test_odd_files(group, data_dir):
             assert row['pyav_error'] != 'no video stream' or 'no decodable video stream' in str(
                 caught.value
             )
+            continue
+        if row['file'] == 'truncated60.mkv':  # its first page tells
+            with pytest.raises(VideoError, match='cut off'):
+                read_clips(path, [[0]])
             continue
         numbers = some(frames, rng)
         pictures = plain(path, numbers)

@@ -7,7 +7,7 @@ __all__ = ['app', 'out', 'Device', 'Folder', 'Changes', 'Preset', 'Data', 'Root'
            'run_all', 'train', 'absolute', 'estimate', 'saved_run', 'best_device', 'evaluate', 'gradcam_command',
            'flow_command', 'tsp_options', 'prepare', 'run_command', 'claims', 'doctor', 'options', 'main']
 
-# %% ../nbs/99_cli.ipynb #32506c8d
+# %% ../nbs/99_cli.ipynb #38c432fd
 import dataclasses
 import json
 import os
@@ -38,16 +38,18 @@ from .experiments.statements import CLAIMS
 from .experiments.suites import (METHODS, Run, encoder, learner, missing, pick_method, pick_preset, run_suite, score,
                                          suites, trained, videos)
 from .features_cli import app as features_app
+from .features_cli import gvf
 from .learning.train import read_checkpoint
 from .localize_cli import app as localize_app
 from .motion.flow import FLOWS
 from .motion.maps import write_flow
 from .papers import supervised, tec, tsp
 
-# %% ../nbs/99_cli.ipynb #5549f6a5
+# %% ../nbs/99_cli.ipynb #51a1d268
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Four papers on video representation learning, reproduced. Start with `vidrepro demo`.')
 app.add_typer(features_app, name='features', help='Features of long videos, in the formats that detectors read.')
+app.command('gvf')(gvf)
 app.add_typer(localize_app, name='localize', help='Find actions in features: train, predict, evaluate, show.')
 app.add_typer(data_app, name='data', help='Data cards, checks, scans, conversion, packing, composed video.')
 out = Console(highlight=False)

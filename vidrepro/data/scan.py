@@ -50,7 +50,7 @@ def list_videos(
     paths = (f.relative_to(root) for f in files if f.is_file())
     return sorted(p.as_posix() for p in paths if not any(x.startswith('.') for x in p.parts))
 
-# %% ../../nbs/data/12_scan.ipynb #35924230
+# %% ../../nbs/data/12_scan.ipynb #d92b3ff6
 FACTS = 'codec pix_fmt width height fps frames duration vfr rotation audio'.split()
 
 
@@ -64,6 +64,7 @@ def sort_error(
         'an empty file': 'empty',
         'no decodable video stream': 'no video stream',
         'a packet that is cut off': 'truncated',
+        'cut off after': 'truncated',
         'the end (of': 'truncated',
     }
     known = next((word for begin, word in words.items() if cause.startswith(begin)), None)

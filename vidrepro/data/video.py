@@ -27,11 +27,37 @@ from torch import Tensor
 
 from ..core.files import InputError
 
-# %% ../../nbs/data/05_video.ipynb #bb794c65
+# %% ../../nbs/data/05_video.ipynb #29d29886
 class VideoError(InputError):
     "A video that cannot be read as asked: the file, the cause, the remedy, in one line."
 
+# %% ../../nbs/data/05_video.ipynb #c870b3ef
+def _length(
+    head: bytes,  # first bytes of a file
+    at: int,  # where a length of EBML begins
+) -> tuple[int, int]:  # where it ends; the length, -1 if unknown
+    "A length in one to eight bytes: as many zeros before the first one as bytes follow."
+    count = 9 - head[at].bit_length()
+    value = int.from_bytes(head[at : at + count], 'big') & (1 << 7 * count) - 1
+    return at + count, -1 if value == (1 << 7 * count) - 1 else value
 
+
+def _promised(
+    head: bytes,  # first 4,096 bytes of a file
+) -> int:  # bytes that the whole file must have at least, 0 if its container does not say
+    "Where the outermost part of RIFF (AVI) or EBML (Matroska, WebM) ends."
+    if head[:4] == b'RIFF' and len(head) > 8:
+        return 8 + int.from_bytes(head[4:8], 'little')
+    if head[:4] != b'\x1aE\xdf\xa3' or len(head) < 64:
+        return 0
+    start, size = _length(head, 4)
+    segment = start + size
+    if size < 0 or head[segment : segment + 4] != b'\x18S\x80g' or len(head) < segment + 12:
+        return 0
+    start, size = _length(head, segment + 4)
+    return start + size if size >= 0 else 0
+
+# %% ../../nbs/data/05_video.ipynb #8dec003c
 def _check_file(
     path: Path,  # what should be a video file
 ) -> None:
@@ -48,7 +74,11 @@ def _check_file(
         elif path.stat().st_size == 0:
             cause, remedy = 'an empty file', 'download or copy it again'
         else:
-            return
+            with open(path, 'rb') as file:
+                promised, there = _promised(file.read(4096)), path.stat().st_size
+            if promised <= there:
+                return
+            cause, remedy = f'cut off after {there} of {promised} bytes', 'download or copy it again'
     except OSError as error:
         cause, remedy = error.strerror, 'check the path and its permissions'
     raise VideoError(f'video {path}', cause, remedy)
