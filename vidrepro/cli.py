@@ -7,7 +7,7 @@ __all__ = ['app', 'out', 'Device', 'Folder', 'Changes', 'Preset', 'Data', 'Root'
            'run_all', 'train', 'absolute', 'estimate', 'saved_run', 'best_device', 'evaluate', 'gradcam_command',
            'flow_command', 'tsp_options', 'prepare', 'run_command', 'claims', 'doctor', 'options', 'main']
 
-# %% ../nbs/99_cli.ipynb #38c432fd
+# %% ../nbs/99_cli.ipynb #0e15e0a1
 import dataclasses
 import json
 import os
@@ -33,7 +33,7 @@ from .data.video import iter_frames, probe
 from .data_cli import app as data_app
 from .evaluation import gradcam
 from .experiments import claims as verdicts
-from .experiments import report
+from .experiments import localization, report
 from .experiments.statements import CLAIMS
 from .experiments.suites import (METHODS, Run, encoder, learner, missing, pick_method, pick_preset, run_suite, score,
                                          suites, trained, videos)
@@ -275,7 +275,7 @@ def prepare(
     for r in remarks: out.print(f'note: {r}', style='yellow', markup=False)
     for f in files: out.print(f'{f}', markup=False)
 
-# %% ../nbs/99_cli.ipynb #a4a80e6b
+# %% ../nbs/99_cli.ipynb #71424691
 @app.command('run')
 def run_command(
     suite: Annotated[str, typer.Argument(help='A table; leave it out for the list.')] = '',  # as its help says
@@ -286,15 +286,18 @@ def run_command(
     limit: Annotated[int, typer.Option(help='Runs at most, most valuable first; 0: all.')] = 0,  # as its help says
 ) -> None:
     "Train and score whatever run card of a table is missing."
-    tables = suites(root)
-    if suite and suite not in tables: raise InputError('suite', repr(suite), f"use one of {', '.join(tables)}")
+    tables, lines = suites(root), localization.rows()
+    todo = {name: missing(runs) for name, runs in tables.items()} | {'localization': localization.unwritten(lines)}
+    whole = {name: len(runs) for name, runs in tables.items()} | {'localization': len(lines)}
+    if suite and suite not in todo: raise InputError('suite', repr(suite), f"use one of {', '.join(todo)}")
     if not suite:
         table = Table('suite', 'runs', 'cards here')
-        for name, runs in tables.items(): table.add_row(name, str(len(runs)), str(len(runs) - len(missing(runs))))
+        for name, runs in todo.items(): table.add_row(name, str(whole[name]), str(whole[name] - len(runs)))
         return out.print(table)
-    todo = missing(tables[suite])
-    out.print(f'{suite}: {len(tables[suite]) - len(todo)} of {len(tables[suite])} cards are in {results_dir()}')
-    if todo: run_all(todo[: limit or None], folder, device, jobs, None)
+    out.print(f'{suite}: {whole[suite] - len(todo[suite])} of {whole[suite]} cards are in {results_dir()}')
+    runs = todo[suite][: limit or None]
+    if suite == 'localization': localization.run_rows(runs, folder, None, device)
+    elif runs: run_all(runs, folder, device, jobs, None)
 
 # %% ../nbs/99_cli.ipynb #d0cfe876
 @app.command()
