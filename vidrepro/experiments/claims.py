@@ -80,13 +80,14 @@ def by_seed(
     values = {c['seed']: c['metrics'][metric] for c in cards if metric in c['metrics']}
     return {s: v['value'] if isinstance(v, dict) else v for s, v in values.items()}
 
-# %% ../../nbs/experiments/90_claims.ipynb #e02f5c26
+# %% ../../nbs/experiments/90_claims.ipynb #af859624
 def on_the_floor(
     claim: Claim,  # of no difference
     root: Path | None = None,  # folder of cards
-) -> bool:  # whether neither row is above chance by more than the margin; `False` where chance is not known
+) -> bool:  # whether neither row is above chance by more than the margin; `False` where one is a number or chance is not known
     "Is there anything to compare?"
     rows = [r for r in (claim.better, claim.than) if isinstance(r, str)]
+    if len(rows) < 2: return False                                  # a number has no chance level
     cards = [load_run(n, root=root) for r in rows for n in list_runs(r, root=root) if n.rpartition('-s')[0] == r]
     chances = [c['protocol'].get(claim.metric, {}).get('chance') for c in cards]
     if None in chances or not chances: return False
