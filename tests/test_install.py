@@ -64,7 +64,7 @@ def test_metadata(wheel):
     assert 'vidrepro = vidrepro.cli:main' in entry.replace('=', ' = ').replace('  ', ' ')
     assert meta['License-Expression'] == 'Apache-2.0' or 'Apache' in (meta['License'] or '')
     needs = meta.get_all('Requires-Dist')
-    assert {'torch', 'av', 'scikit-learn'} <= {n for n in needs if 'extra' not in n}
+    assert {'torch>=2.6', 'av', 'scikit-learn'} <= {n for n in needs if 'extra' not in n}
     assert any(n.startswith('nbdev') and 'extra' in n for n in needs)
     assert meta['Description-Content-Type'] == 'text/markdown' and len(meta.get_payload()) > 1000
     assert not [n for n in names if n.startswith(('tests', 'nbs', 'results'))]

@@ -104,7 +104,7 @@ class TestExecute:
         run = Run('tec/tiny/random-s0', 'tec', dataclasses.replace(TINY, steps=0))
         card = execute(run, tmp_path / 'runs', 'cpu', quiet=True, root=tmp_path / 'cards')
         assert card['curve'] == [] and not list(tmp_path.rglob('*.safetensors'))
-        scores = suites.score(encoder(run), run.config)
+        scores = suites.score(suites.trained(run), 'tec', run.config)
         assert {s.name: s.value for s in scores} == {k: pytest.approx(v['value']) for k, v in card['metrics'].items()}
         other = Run('b', 'tec', dataclasses.replace(TINY, steps=0, seed=1))
         assert any((a != b).any() for a, b in zip(encoder(run).parameters(), encoder(other).parameters()))
