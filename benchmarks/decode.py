@@ -144,7 +144,7 @@ def table(paths, size):
     "One line a video, then the median ratios."
     scale = f'resized to {size[0]} x {size[1]}' if size else 'full size'
     print(f'\n{CLIPS} clips of {FRAMES} frames, {scale}: CPU ms on one thread (ratio to one pass)')
-    ratios, notes = {}, set()
+    ratios, totals, notes = {}, {}, set()
     for path in paths:
         try:
             length, results = measure(path, size)
@@ -160,12 +160,14 @@ def table(paths, size):
             )
             if value:
                 ratios.setdefault(name, []).append(value / base)
+                totals.setdefault(name, []).append((value, base))
             if note:
                 notes.add(f'{name}: {note}')
         print(f'{path.name[:28]:28} {length:5} frames  ' + '  '.join(cells))
     for name, values in list(ratios.items())[1:]:
         middle, low, high = statistics.median(values), min(values), max(values)
-        print(f'{name} / one pass: median {middle:.2f}, from {low:.2f} to {high:.2f}')
+        whole = sum(value for value, _ in totals[name]) / sum(base for _, base in totals[name])
+        print(f'{name} / one pass: median {middle:.2f}, from {low:.2f} to {high:.2f}; all files together {whole:.2f}')
     for note in sorted(notes):
         print(f'* {note}')
 
