@@ -165,7 +165,8 @@ def encoders(names):
           f'{torch.get_num_threads()} threads, batch {batch}; clips of 16 x 112 x 112')
     with tempfile.TemporaryDirectory() as folder:
         for i in range(8):
-            write_synthetic(Path(folder) / f'v{i}.mp4', 16 * clips / 15 / 8 * (16 if device == 'cuda' else 1) + 0.2, (240, 320))
+            seconds = max(2, round(16 * clips / 15 / 8 * (16 if device == 'cuda' else 1)))            # whole seconds, a clip at least
+            write_synthetic(Path(folder) / f'v{i}.mp4', seconds, (240, 320))
         for name in names:
             network = backbone(name).eval().to(device, memory_format=torch.channels_last_3d)
             for precision in ('fp32', 'bf16'):
