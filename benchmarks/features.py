@@ -23,7 +23,7 @@ from torch import nn
 
 from vidrepro.data.scan import list_videos
 from vidrepro.data.transforms import KINETICS_MEAN, KINETICS_STD
-from vidrepro.data.video import VideoError, _times, probe, read_clips
+from vidrepro.data.video import VideoError, frame_times, probe, read_clips
 from vidrepro.features.extract import Settings, extract, load, slack
 from vidrepro.models.backbones import BACKBONES, backbone
 
@@ -68,7 +68,7 @@ def write_synthetic(path, seconds, size=(120, 160), fps=30):
 
 def numbers_of(path, rate=15):
     "Frame of each sample, by the definition."
-    index, seconds, end = _times(Path(path))
+    index, seconds, end = frame_times(path)
     late = slack(float(index.tick))
     n = max(1, int(np.ceil((end - late) * rate)))
     return np.searchsorted(seconds, np.arange(n) / rate + late, side='right') - 1

@@ -1,15 +1,12 @@
 "Two processes compute what one does: values and gradients of the losses, and whole training steps."
 import dataclasses
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.testing import assert_close
+from two_processes import average, half, in_two
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
@@ -17,7 +14,7 @@ from vidrepro.data.moving_digits import MovingDigits
 from vidrepro.experiments.suites import Run, learner
 from vidrepro.learning.distributed import gather, my_rows
 from vidrepro.learning.losses import contrast
-from vidrepro.learning.train import Batches, Learner, apply, read_checkpoint, read_log
+from vidrepro.learning.train import Batches, Learner, read_checkpoint, read_log
 from vidrepro.papers import tec
 
 # Batch norm in training mode sees the rows of its own process only, and SyncBatchNorm needs a GPU; so TEC is compared in evaluation mode.
@@ -25,16 +22,6 @@ ROWS = {'full': {}, 'instance': dict(temporal='invariant', spatial='invariant'),
         'both': dict(spatial='equivariant'), 'no-stop': dict(stop_gradient=False), 'regress': dict(regress=1.0)}
 CONTRASTS = {stop: dict(tau=0.2, stop_gradient=stop) for stop in (False, True)}
 BATCH = 8
-
-
-def half(x, rank, ranks): return apply(x, lambda v: v[len(v) // ranks * rank:len(v) // ranks * (rank + 1)])
-
-
-def average(x):
-    "The mean over processes, as DistributedDataParallel takes it of gradients."
-    x = x.detach().clone()
-    if dist.is_initialized(): dist.all_reduce(x); x /= dist.get_world_size()
-    return x
 
 
 def embeddings():
@@ -120,13 +107,7 @@ def everything(rank, ranks):
                 gather=gather(torch.arange(3.) + 10 * rank), mine=my_rows(3))
 
 
-def process(rank, folder, port):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    torch.save(dict(everything(rank, 2), runs=whole_runs(rank, folder)), f'{folder}/{rank}.pt')
-    dist.barrier()
-    dist.destroy_process_group()
+def both(rank, folder): return dict(everything(rank, 2), runs=whole_runs(rank, folder))
 
 
 @pytest.fixture(scope='module')
@@ -136,9 +117,7 @@ def one(): return everything(0, 1)
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp('two')
-    with socket.socket() as s: s.bind(('localhost', 0)); port = s.getsockname()[1]
-    mp.spawn(process, (str(folder), port), nprocs=2)
-    return [dict(torch.load(folder / f'{r}.pt'), folder=folder) for r in range(2)]
+    return [dict(found, folder=folder) for found in in_two(both, folder)]
 
 
 def test_gather(two):

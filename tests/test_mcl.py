@@ -1,18 +1,15 @@
 "Promises of MCL's samplers, losses and state for any draw; the notebook checks chosen cases."
 import dataclasses
 import math
-import os
-import socket
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from two_processes import average, half, in_two
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
@@ -61,9 +58,9 @@ class TestSampling:
         for p, s, first in zip(places.tolist(), score, order.tolist()):
             halves = [range(m)] if rules == 'paper' else [range(m // 2), range(m // 2, m)]
             counts = [n] if rules == 'paper' else [1, n - 1] if first else [n - 1, 1]
-            for half, count in zip(halves, counts):
-                mine, values = [i for i in p if i in half], s[list(half)]
-                good = {i for i in half if s[i] >= values.quantile(0.5)}
+            for own, count in zip(halves, counts):
+                mine, values = [i for i in p if i in own], s[list(own)]
+                good = {i for i in own if s[i] >= values.quantile(0.5)}
                 assert len(mine) == count
                 assert set(mine) <= good or good <= set(mine)                       # worse ones only when the good are used up
 
@@ -234,16 +231,6 @@ class TestState:
 LOSSES = {'paper': {}, 'official': dict(ABLATION['official'], strangers=True), 'feature': dict(form='feature')}
 
 
-def half(x, rank, ranks): return apply(x, lambda v: v[len(v) // ranks * rank:len(v) // ranks * (rank + 1)])
-
-
-def average(x):
-    "The mean over processes, as DistributedDataParallel takes it of gradients."
-    x = x.detach().clone()
-    if dist.is_initialized(): dist.all_reduce(x); x /= dist.get_world_size()
-    return x
-
-
 def terms_of(rank, ranks, row):
     "Still clips are spread unevenly: three of four on the first process, none on the second."
     cfg = config(batch=8, **LOSSES[row])
@@ -279,13 +266,7 @@ def trained(rank, ranks):
 def everything(rank, ranks): return dict(losses={row: terms_of(rank, ranks, row) for row in LOSSES}, memory=memory_of(rank, ranks))
 
 
-def process(rank, folder, port):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    torch.save(dict(everything(rank, 2), trained=trained(rank, 2)), f'{folder}/{rank}.pt')
-    dist.barrier()
-    dist.destroy_process_group()
+def both(rank, folder): return dict(everything(rank, 2), trained=trained(rank, 2))
 
 
 @pytest.fixture(scope='module')
@@ -293,11 +274,7 @@ def one(): return everything(0, 1)
 
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('two')
-    with socket.socket() as s: s.bind(('localhost', 0)); port = s.getsockname()[1]
-    mp.spawn(process, (str(folder), port), nprocs=2)
-    return [torch.load(folder / f'{r}.pt') for r in range(2)]
+def two(tmp_path_factory): return in_two(both, tmp_path_factory.mktemp('two'))
 
 
 class TestTwoProcesses:

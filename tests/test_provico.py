@@ -1,21 +1,18 @@
 "Promises of ProViCo's mathematics for any draw, two processes against one, bad settings; the notebook checks chosen cases."
-import dataclasses
 import math
-import os
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from two_processes import average, half, in_two
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
 from vidrepro.data.moving_digits import MovingDigits
-from vidrepro.learning.train import Batches, Checkpoint, Learner, Log, Schedule, apply, override
+from vidrepro.learning.train import Batches, Checkpoint, Learner, Log, Schedule, override
 from vidrepro.papers import provico as P
 
 repeat = settings(max_examples=12, deadline=None, derandomize=True)
@@ -48,16 +45,6 @@ def views_of(cfg, seed=0): return P.views(raw(cfg, seed), generator(seed), cfg)
 
 
 # Two processes compute what one does. Batch norm in training mode sees its own rows only, so the network is compared in evaluation mode.
-
-def half(x, rank, ranks): return apply(x, lambda v: v[len(v) // ranks * rank:len(v) // ranks * (rank + 1)])
-
-
-def average(x):
-    "The mean over processes, as DistributedDataParallel takes it of gradients."
-    x = x.detach().clone()
-    if dist.is_initialized(): dist.all_reduce(x); x /= dist.get_world_size()
-    return x
-
 
 def terms(rank, ranks, row):
     cfg = small(**ROWS[row])
@@ -95,13 +82,7 @@ def whole(rank, ranks):
 def everything(rank, ranks): return dict({row: terms(rank, ranks, row) for row in ROWS}, settled=settled(rank, ranks))
 
 
-def process(rank, folder):
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT='1', ACCELERATE_USE_CPU='true')
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    torch.save(everything(rank, 2) | dict(whole=whole(rank, 2)), f'{folder}/{rank}.pt')
-    dist.barrier()
-    dist.destroy_process_group()
+def both(rank, folder): return everything(rank, 2) | dict(whole=whole(rank, 2))
 
 
 @pytest.fixture(scope='module')
@@ -109,10 +90,7 @@ def one(): return everything(0, 1)
 
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('two')
-    mp.spawn(process, (str(folder),), nprocs=2)
-    return [torch.load(folder / f'{r}.pt') for r in range(2)]
+def two(tmp_path_factory): return in_two(both, tmp_path_factory.mktemp('two'))
 
 
 @pytest.mark.parametrize('row', ROWS)

@@ -171,7 +171,7 @@ def test_shortcut_needs_no_help(name, tmp_path, monkeypatch):
     "Where packets tell, jumps and left-out B-frames deliver all frames without plain decoding."
     path = write(tmp_path / name, **({'ticks': range(96)} | KINDS[name]))
     pictures = plain(path)
-    monkeypatch.setattr(video, '_decoded', lambda *_: iter(()))
+    monkeypatch.setattr(video, 'decode_frames', lambda *_: iter(()))
     for numbers in np.random.default_rng(0).integers(0, len(pictures), (6, 1, 5)):
         same(path, numbers, pictures)
 

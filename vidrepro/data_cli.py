@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'Out', 'Name', 'Workers', 'Annotations', 'Fold', 'Endings', 'SEEN', 'CORES', 'Trimmed', 'OneLineErrors',
-           'endings_of', 'list_command', 'card', 'print_check', 'check', 'summary', 'scan', 'standardise',
+           'group', 'endings_of', 'list_command', 'card', 'print_check', 'check', 'summary', 'scan', 'standardise',
            'open_source', 'pack', 'unpack', 'preview', 'compose']
 
 # %% ../nbs/98_data_cli.ipynb #96fcbdc7
@@ -25,7 +25,7 @@ from .data.moving_digits import MovingDigits
 from .data.untrimmed import Script
 from .data.untrimmed import compose as compose_videos
 
-# %% ../nbs/98_data_cli.ipynb #8e928647
+# %% ../nbs/98_data_cli.ipynb #deadb9c6
 class OneLineErrors(typer.core.TyperGroup):
     "Commands whose `InputError` becomes a line and exit code 2."
 
@@ -37,28 +37,25 @@ class OneLineErrors(typer.core.TyperGroup):
             raise typer.Exit(2) from None
 
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    name='data',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help='Check, scan, convert, pack and preview videos.',
-)
+def group(
+    name: str,  # as typed
+    text: str,  # what its commands are for
+) -> typer.Typer:  # without commands as yet
+    "A group of commands; `features` and `localize` are made in the same way."
+    plain = dict(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    return typer.Typer(cls=OneLineErrors, name=name, help=text, **plain)
 
-# %% ../nbs/98_data_cli.ipynb #d7425b5c
+
+app = group('data', 'Check, scan, convert, pack and preview videos.')
+
+# %% ../nbs/98_data_cli.ipynb #eb07c9eb
 Root = Annotated[Path, typer.Argument(help='Folder with videos, in folders below it or not.')]
 Out = Annotated[Path, typer.Argument(help='Folder to write to; made if it does not exist.')]
 Name = Annotated[str, typer.Argument(help='Data set, as `list` prints it.')]
 Workers = Annotated[int, typer.Option(min=1, help='Processes.', show_default='CPU cores')]
-Annotations = Annotated[
-    Path | None,
-    typer.Option(help='Official annotation files.', show_default='ROOT/annotations'),
-]
+Annotations = Annotated[Path | None, typer.Option(help='Official annotation files.', show_default='ROOT/annotations')]
 Fold = Annotated[int, typer.Option(min=1, help='Official split, for sets that have several.')]
-Endings = Annotated[
-    str, typer.Option(help='Video files are those with these endings; empty: every file.')
-]
+Endings = Annotated[str, typer.Option(help='Video files are those with these endings; empty: every file.')]
 SEEN = ' '.join(sorted(scanning.SEEN))
 CORES = os.cpu_count() or 1
 
@@ -86,7 +83,7 @@ def card(name: Name) -> None:  # prints
     load_card(name)
     typer.echo((cards_dir() / f'{name}.md').read_text(encoding='utf-8').rstrip())
 
-# %% ../nbs/98_data_cli.ipynb #17c5d581
+# %% ../nbs/98_data_cli.ipynb #638a9c69
 def print_check(
     result: scanning.Check,  # of a data set
     every: bool,  # print the counts of all classes
@@ -106,9 +103,7 @@ def check(
     root: Root,  # folder with videos
     annotations: Annotations = None,  # official files
     fold: Fold = 1,  # official split
-    classes: Annotated[
-        bool, typer.Option(help='Count every class, also complete ones.')
-    ] = False,  # how much to print
+    classes: Annotated[bool, typer.Option(help='Count every class, also complete ones.')] = False,  # how much to print
 ) -> None:  # exit code 1 when incomplete
     "Hold a folder against the official lists; exit code 1 if a file is missing. Opens no video."
     facts, where = load_card(name), annotations or root / 'annotations'
@@ -165,20 +160,14 @@ def scan(
     typer.echo(summary(facts, decoded, 'decoded'))
     typer.echo(f'facts in {table}, broken files in {quarantine}')
 
-# %% ../nbs/98_data_cli.ipynb #33c79093
+# %% ../nbs/98_data_cli.ipynb #8d556b9b
 @app.command()
 def standardise(
     root: Root,  # folder with videos
     out: Out,  # folder to write to
-    fps: Annotated[
-        float, typer.Option(help='Frames a second of the copies.')
-    ] = 15,  # of the copies
-    short_side: Annotated[
-        int, typer.Option(help='Shorter side, pixels, even.')
-    ] = 128,  # pixels
-    crf: Annotated[
-        int, typer.Option(help='Quality of H.264: 0 = best to 51 = smallest.')
-    ] = 18,  # quality
+    fps: Annotated[float, typer.Option(help='Frames a second of the copies.')] = 15,  # of the copies
+    short_side: Annotated[int, typer.Option(help='Shorter side, pixels, even.')] = 128,  # pixels
+    crf: Annotated[int, typer.Option(help='Quality of H.264: 0 = best to 51 = smallest.')] = 18,  # quality
     workers: Workers = CORES,  # processes
     endings: Endings = SEEN,  # of video files
 ) -> None:  # exit code 1 when a file could not be copied
@@ -207,7 +196,7 @@ def open_source(
         return from_folder(root, bad=bad)
     return present(load_dataset(dataset, root, split, annotations, fold, bad=bad))
 
-# %% ../nbs/98_data_cli.ipynb #52bca5af
+# %% ../nbs/98_data_cli.ipynb #9378e515
 @app.command()
 def pack(
     root: Root,  # folder with videos
@@ -218,24 +207,14 @@ def pack(
     ] = None,  # official format
     annotations: Annotations = None,  # official files
     fold: Fold = 1,  # official split
-    split: Annotated[
-        str | None, typer.Option(help='One split only.', show_default='all')
-    ] = None,  # of the official lists
+    split: Annotated[str | None, typer.Option(help='One split only.', show_default='all')] = None,  # of the official lists
     bad: Annotated[
         str, typer.Option(help="Broken files: 'raise', 'skip' or 'quarantine:FILE' from a scan.")
     ] = 'raise',  # policy
-    name: Annotated[
-        str, typer.Option(help='Shards are called NAME-000000.tar, ….')
-    ] = 'videos',  # of the shards
-    max_count: Annotated[
-        int, typer.Option(help='Most samples in a shard.')
-    ] = 1000,  # samples
-    max_mb: Annotated[
-        float, typer.Option(help='Most video in a shard, megabytes.')
-    ] = 1000,  # megabytes
-    seed: Annotated[
-        int, typer.Option(help='Names the order of the samples.')
-    ] = 0,  # of the order
+    name: Annotated[str, typer.Option(help='Shards are called NAME-000000.tar, ….')] = 'videos',  # of the shards
+    max_count: Annotated[int, typer.Option(help='Most samples in a shard.')] = 1000,  # samples
+    max_mb: Annotated[float, typer.Option(help='Most video in a shard, megabytes.')] = 1000,  # megabytes
+    seed: Annotated[int, typer.Option(help='Names the order of the samples.')] = 0,  # of the order
 ) -> None:
     "Pack videos and labels into tar shards in the layout of WebDataset."
     source = open_source(root, dataset, annotations, fold, split, bad)
@@ -243,47 +222,32 @@ def pack(
     size = sum(shard['bytes'] for shard in index['shards']) / 1e6
     typer.echo(f'{index["samples"]} samples in {len(index["shards"])} shards, {size:.4g} MB')
 
-# %% ../nbs/98_data_cli.ipynb #bf44f52b
+# %% ../nbs/98_data_cli.ipynb #b1e73110
 @app.command()
 def unpack(
-    shards: Annotated[
-        Path, typer.Argument(help='Folder of shards with index.json.')
-    ],  # what `pack` wrote
+    shards: Annotated[Path, typer.Argument(help='Folder of shards with index.json.')],  # what `pack` wrote
     out: Out,  # folder to write to
 ) -> None:
     "Write the videos of shards back as files."
     typer.echo(f'{len(sharding.unpack(shards, out))} files')
 
-# %% ../nbs/98_data_cli.ipynb #a870be0b
+# %% ../nbs/98_data_cli.ipynb #b507cc86
 @app.command()
 def preview(
     root: Root,  # folder with videos
-    file: Annotated[
-        Path, typer.Option(help='Picture to write, PNG.')
-    ] = Path('preview.png'),  # picture
-    videos: Annotated[
-        int, typer.Option(min=1, help='Videos, drawn at random.')
-    ] = 8,  # how many
-    frames: Annotated[
-        int, typer.Option(min=1, help='Frames of each, first to last.')
-    ] = 6,  # of each
-    height: Annotated[
-        int, typer.Option(min=16, help='Height of a strip, pixels.')
-    ] = 96,  # pixels
-    seed: Annotated[
-        int, typer.Option(help='Names the draw.')
-    ] = 0,  # of the draw
+    file: Annotated[Path, typer.Option(help='Picture to write, PNG.')] = Path('preview.png'),  # picture
+    videos: Annotated[int, typer.Option(min=1, help='Videos, drawn at random.')] = 8,  # how many
+    frames: Annotated[int, typer.Option(min=1, help='Frames of each, first to last.')] = 6,  # of each
+    height: Annotated[int, typer.Option(min=16, help='Height of a strip, pixels.')] = 96,  # pixels
+    seed: Annotated[int, typer.Option(help='Names the draw.')] = 0,  # of the draw
     endings: Endings = SEEN,  # of video files
 ) -> None:
     "Draw a contact sheet of some videos."
     shown = scanning.contact_sheet(root, file, videos, frames, height, seed, endings_of(endings))
     typer.echo(f'{len(shown)} videos in {file}')
 
-# %% ../nbs/98_data_cli.ipynb #f6760d79
-Trimmed = Annotated[
-    Path | None,
-    typer.Option(help='Trimmed videos, one folder a class.', show_default='no such subset'),
-]
+# %% ../nbs/98_data_cli.ipynb #3e838e57
+Trimmed = Annotated[Path | None, typer.Option(help='Trimmed videos, one folder a class.', show_default='no such subset')]
 
 
 @app.command()
@@ -292,21 +256,15 @@ def compose(
     train: Trimmed = None,  # trimmed videos
     valid: Trimmed = None,  # trimmed videos
     test: Trimmed = None,  # trimmed videos
-    videos: Annotated[
-        int, typer.Option(min=1, help='Untrimmed videos in each subset.')
-    ] = 20,  # how many
-    fps: Annotated[
-        float, typer.Option(help='Frames a second written.')
-    ] = 15,  # of the videos
+    videos: Annotated[int, typer.Option(min=1, help='Untrimmed videos in each subset.')] = 20,  # how many
+    fps: Annotated[float, typer.Option(help='Frames a second written.')] = 15,  # of the videos
     background: Annotated[
         list[str] | None,
         typer.Option(
             help='Class that is background; repeat for more.', show_default='hold a frame'
         ),
     ] = None,  # names
-    seed: Annotated[
-        int, typer.Option(help='Names the whole set.')
-    ] = 0,  # of the set
+    seed: Annotated[int, typer.Option(help='Names the whole set.')] = 0,  # of the set
 ) -> None:
     "String trimmed videos together to untrimmed ones, annotated; Moving Digits if none are given."
     folders = {k: v for k, v in dict(train=train, valid=valid, test=test).items() if v}

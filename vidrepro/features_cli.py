@@ -7,7 +7,7 @@ __all__ = ['app', 'Videos', 'Folder', 'RunPath', 'Backbone', 'Weights', 'Root', 
            'OnShort', 'Precision', 'Batch', 'Workers', 'Device', 'Shard', 'from_run', 'from_weights', 'pick_encoder',
            'pick_shard', 'pick_device', 'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
 
-# %% ../nbs/97_features_cli.ipynb #02f5a188
+# %% ../nbs/97_features_cli.ipynb #880121b0
 import dataclasses
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 from torch import nn
 
 from .core.files import InputError
-from .data_cli import OneLineErrors
+from .data_cli import group
 from .experiments.suites import Run, encoder, pick_method
 from .features import formats
 from .features.extract import TRANSFORMS, Report, Settings, extract, is_done, plan, written
@@ -26,15 +26,8 @@ from .learning.train import Recipe, read_checkpoint
 from .models.backbones import BACKBONES, backbone
 from .models.checkpoints import load_encoder
 
-# %% ../nbs/97_features_cli.ipynb #e22d2ce9
-app = typer.Typer(
-    cls=OneLineErrors,
-    name='features',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help='Features of videos: extract, verify, export, pool.',
-)
+# %% ../nbs/97_features_cli.ipynb #4462ab5f
+app = group('features', 'Features of videos: extract, verify, export, pool.')
 
 # %% ../nbs/97_features_cli.ipynb #fe0082d3
 def from_run(
@@ -76,19 +69,15 @@ def pick_encoder(
     title = f'run {run.name}' if run else f'{name} {Path(weights).name}'
     return network.eval(), title, words
 
-# %% ../nbs/97_features_cli.ipynb #1de3b2b5
+# %% ../nbs/97_features_cli.ipynb #4ba3126c
 Videos = Annotated[str, typer.Argument(help='Folder, list file, CSV with a column filename, or one video.')]
 Folder = Annotated[Path, typer.Argument(help='Folder of features, made by extract.')]
 RunPath = Annotated[
     Path | None, typer.Option('--run', help='Encoder: folder of a run of vidrepro train.', show_default='none')
 ]
 Backbone = Annotated[str | None, typer.Option(help=f'Encoder: {", ".join(BACKBONES)}.', show_default='none')]
-Weights = Annotated[
-    str, typer.Option(help="File of weights for --backbone, or torchvision's name.", show_default='none')
-]
-Root = Annotated[
-    Path | None, typer.Option(help='Folder that listed paths start from.', show_default='beside the list')
-]
+Weights = Annotated[str, typer.Option(help="File of weights for --backbone, or torchvision's name.", show_default='none')]
+Root = Annotated[Path | None, typer.Option(help='Folder that listed paths start from.', show_default='beside the list')]
 Stride = Annotated[int, typer.Option(min=1, help='Samples from one clip to the next.')]
 Rate = Annotated[float, typer.Option(help='Samples a second.')]
 Frames = Annotated[int | None, typer.Option(help='Samples in a clip.', show_default='16, or as the run')]
@@ -99,9 +88,7 @@ Transform = Annotated[
 OnShort = Annotated[str, typer.Option(help='Videos shorter than a clip: error, pad or skip.')]
 Precision = Annotated[str, typer.Option(help='Arithmetic: fp32 or bf16.')]
 Batch = Annotated[int | None, typer.Option(min=1, help='Clips at a time.', show_default='32 on a GPU, 8 on a CPU')]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help='Videos read at a time.', show_default='8 on a GPU, 1 on a CPU')
-]
+Workers = Annotated[int | None, typer.Option(min=1, help='Videos read at a time.', show_default='8 on a GPU, 1 on a CPU')]
 Device = Annotated[str | None, typer.Option(help='cpu, cuda or cuda:1.', show_default='the best there is')]
 Shard = Annotated[
     str | None,

@@ -408,7 +408,7 @@ def _truth(
     camera = rearrange(torch.view_as_real(pan), 'b n t p -> b n p t')
     return Truth(opacity, opacity > 0.5, flow, camera, now)
 
-# %% ../../nbs/data/08_moving_digits.ipynb #fb49bc4e
+# %% ../../nbs/data/08_moving_digits.ipynb #6b7f31cf
 class Catalogue(Recipe):
     "What is known of each video before it is painted."
 
@@ -427,15 +427,8 @@ class Catalogue(Recipe):
         "Frames of each video."
         return torch.full((len(self),), self.length)
 
-    @property
-    def bad(self) -> list[tuple[str, str]]:
-        "Videos found broken: there are none."
-        return []
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        "Names of the motions, by label."
-        return self.motions
+    bad = property(lambda self: [], doc='Videos found broken: there are none.')
+    classes = property(lambda self: self.motions, doc='Names of the motions, by label.')
 
     @cached_property
     def labels(self) -> Int64[Tensor, 'n']:

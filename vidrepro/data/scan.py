@@ -50,7 +50,7 @@ def list_videos(
     paths = (f.relative_to(root) for f in files if f.is_file())
     return sorted(p.as_posix() for p in paths if not any(x.startswith('.') for x in p.parts))
 
-# %% ../../nbs/data/12_scan.ipynb #d92b3ff6
+# %% ../../nbs/data/12_scan.ipynb #32d489c7
 FACTS = 'codec pix_fmt width height fps frames duration vfr rotation audio'.split()
 
 
@@ -71,7 +71,7 @@ def sort_error(
     status = known or ('damaged' if good else 'unreadable')
     return dict(status=status, reason=cause, frames=int(good[1]) if good else 0)
 
-
+# %% ../../nbs/data/12_scan.ipynb #3ff00c36
 def size_note(
     info: VideoInfo,  # of a file that can be decoded
 ) -> str:  # remark for the row, nothing if there is none

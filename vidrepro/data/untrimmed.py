@@ -6,7 +6,7 @@
 __all__ = ['ACTIVITYNET_SHORTEST', 'THUMOS14_SHORTEST', 'background_segments', 'add_background', 'Script', 'Stretch',
            'write_script', 'string_together', 'play', 'Segments', 'UntrimmedDigits', 'cut', 'compose']
 
-# %% ../../nbs/data/09_untrimmed.ipynb #934c1b56
+# %% ../../nbs/data/09_untrimmed.ipynb #bd6c8997
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,13 +22,7 @@ from torch import Tensor
 
 from ..core.files import InputError, atomic
 from ..core.random import hash_uniform
-from vidrepro.data.datasets import (
-    GROUND_TRUTH,
-    METADATA,
-    VideoDataset,
-    write_activitynet,
-    write_tsp_csv,
-)
+from .datasets import GROUND_TRUTH, METADATA, VideoDataset, write_activitynet, write_tsp_csv
 from .moving_digits import SIDES, MovingDigits, Pose, write_video
 
 # %% ../../nbs/data/09_untrimmed.ipynb #a2d574ec
@@ -176,7 +170,17 @@ def play(
         for s in stretches:
             yield source.clips(torch.tensor([s.item]), s.numbers[None, None])[0, 0]
 
-# %% ../../nbs/data/09_untrimmed.ipynb #186d52db
+# %% ../../nbs/data/09_untrimmed.ipynb #455f73bf
+def _inside(
+    frames: Int64[Tensor, 'b n t'],  # asked for
+    lengths: Int64[Tensor, 'b'],  # frames that each has
+    whole: str,  # what they are frames of, for the message
+) -> None:
+    "Refuse frames that are not there."
+    if (frames < 0).any() or (frames >= lengths[:, None, None]).any():
+        raise InputError('frames', frames.flatten()[:8].tolist(), f'stay inside the {whole}')
+
+# %% ../../nbs/data/09_untrimmed.ipynb #1849be45
 @dataclass(eq=False)
 class Segments:
     "A source whose items are pieces of untrimmed videos; the label -1 is background."
@@ -205,8 +209,7 @@ class Segments:
         frames: Int64[Tensor, 'b n t'],  # frames of each, 0 = first of the piece
     ) -> UInt8[Tensor, 'b n 3 t h w']:  # RGB
         "Frames of some pieces."
-        if (frames < 0).any() or (frames >= self._frames[index, None, None]).any():
-            raise InputError('frames', frames.flatten()[:8].tolist(), 'stay inside the piece')
+        _inside(frames, self._frames[index], 'piece')
         return self.videos.clips(self._video[index], frames + self._first[index, None, None])
 
     def subset(self, index: Int64[Tensor, 'm']) -> 'Segments':
@@ -225,7 +228,7 @@ class Segments:
         actions = counts['segments'] - counts['background']
         return dict(counts, actions=actions, videos=self.videos.describe())
 
-# %% ../../nbs/data/09_untrimmed.ipynb #15da2e2d
+# %% ../../nbs/data/09_untrimmed.ipynb #046787f6
 @dataclass(eq=False)
 class UntrimmedDigits:
     "A source of untrimmed videos, painted on demand."
@@ -263,8 +266,7 @@ class UntrimmedDigits:
         frames: Int64[Tensor, 'b n t'],  # which frames
     ) -> UInt8[Tensor, 'b n 3 t h w']:  # RGB
         "Paint clips."
-        if (frames < 0).any() or (frames >= self.lengths[index, None, None]).any():
-            raise InputError('frames', frames.flatten()[:8].tolist(), 'stay inside the video')
+        _inside(frames, self.lengths[index], 'video')
         scene = torch.tensor([self.scripts[k][0].item for k in index.tolist()])
         return self.digits.paint(scene, self.poses.map(lambda x: x[index[:, None, None], frames]))
 
@@ -274,8 +276,7 @@ class UntrimmedDigits:
 
     def describe(self) -> dict:  # plain values for a run card
         "Everything that decides the pixels."
-        about = dict(source='untrimmed_digits', n=self.n, script=asdict(self.script))
-        return about | dict(digits=self.digits.describe())
+        return dict(source='untrimmed_digits', n=self.n, script=asdict(self.script), digits=self.digits.describe())
 
 # %% ../../nbs/data/09_untrimmed.ipynb #43a3372b
 def cut(

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'PEOPLE', 'MAIN', 'Run', 'pick_method', 'pick_preset', 'ho
            'learner', 'trained', 'encoder', 'features', 'score_digits', 'score_videos', 'score', 'nearby', 'execute',
            'grid', 'ablation', 'twins', 'suites', 'missing', 'start', 'obey', 'look_after', 'run_suite']
 
-# %% ../../nbs/experiments/88_suites.ipynb #b302845f
+# %% ../../nbs/experiments/88_suites.ipynb #0681d0c8
 import dataclasses
 import json
 import os
@@ -34,8 +34,8 @@ from ..data.moving_digits import MovingDigits
 from ..data.sampling import tec_tuples, uniform_clips
 from ..evaluation.probes import Score, cross_validate, extract, logistic, probe, svm
 from ..evaluation.retrieval import retrieve, retrieve_within
-from ..learning.train import (Batches, Checkpoint, Learner, Log, Progress, Recipe, Schedule, TensorBoard, adamw,
-                                     override, part, read_checkpoint, read_log)
+from ..learning.train import Batches, Checkpoint, Learner, Log, Progress, Recipe, Schedule, TensorBoard
+from ..learning.train import adamw, override, part, read_checkpoint, read_log
 from ..learning.views import prepare
 from ..papers import mcl, provico, supervised, tec, tsp
 

@@ -8,7 +8,7 @@ __all__ = ['TRANSFORMS', 'on_screen', 'slack', 'TimeAxis', 'Settings', 'taps', '
            'Strip', 'encode', 'Report', 'write_failures', 'Job', 'run_batch', 'enqueue', 'finish', 'take',
            'fingerprint', 'written', 'is_done', 'remove_leftovers', 'plan', 'timed', 'extract']
 
-# %% ../../nbs/features/72_extract.ipynb #4179e47b
+# %% ../../nbs/features/72_extract.ipynb #9efb7009
 import hashlib
 import json
 import queue
@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ from ..core.files import InputError, atomic
 from ..data.scan import SEEN, list_videos
 from ..data.shards import file_hash
 from ..data.transforms import KINETICS_MEAN, KINETICS_STD
-from ..data.video import VideoError, _decoded, _display_matrix, _packet_index, _rgb, _stamp, _times
+from ..data.video import Converter, VideoError, decode_frames, frame_times, packet_index
 from ..evaluation.probes import evaluating
 from ..learning.views import prepare
 
@@ -175,21 +174,21 @@ class Facts:
             self.shortest, self.longest = min(self.shortest, gap), max(self.longest, gap)
         self.frames, self.seconds = self.frames + (frame is not None), moment
 
-# %% ../../nbs/features/72_extract.ipynb #df4d3fb7
+# %% ../../nbs/features/72_extract.ipynb #eb1c5b92
 def arrivals(
     path: Path,  # a video
     trusting: bool,  # take time stamps at their word where packets do not tell
 ) -> Iterator[tuple[float, float, av.VideoFrame | None]]:  # seconds, seconds in a tick, frame
     "Every frame with the second at which it appears; last, the end and `None`."
-    index = _packet_index(*_stamp(path))
+    index = packet_index(path)
     if index or not trusting:
-        known, seconds, end = _times(path)
+        known, seconds, end = frame_times(path)
         tick = float(known.tick)
-        for number, frame in _decoded(path, index):
+        for number, frame in decode_frames(path, index):
             yield float(seconds[number]), tick, frame
     else:
         first = last = usual = 0
-        for number, frame in _decoded(path):
+        for number, frame in decode_frames(path):
             if frame.pts is None or (number and frame.pts <= last):
                 raise Unordered
             first, tick = first if number else frame.pts, float(frame.time_base)
@@ -199,7 +198,7 @@ def arrivals(
         end = (last - first + (lasts or usual)) * tick
     yield end, tick, None
 
-# %% ../../nbs/features/72_extract.ipynb #3668e34f
+# %% ../../nbs/features/72_extract.ipynb #05cea8ea
 def samples_of(
     path: Path,  # a video
     rate: int | float,  # samples a second
@@ -208,7 +207,7 @@ def samples_of(
 ) -> Iterator[Float32[Tensor, "t s s 3"] | Facts | None]:  # `None`: forget what came, begin again
     "All samples of a video, in order, from one decoding pass; last, its facts."
     for trusting in (True, False):
-        facts, converter, held, before, matrix = Facts(), VideoReformatter(), [], None, None
+        facts, convert, held, before = Facts(), Converter(), [], None
 
         def watched():
             for moment, tick, frame in arrivals(path, trusting):
@@ -218,8 +217,7 @@ def samples_of(
         try:
             for frame in on_screen(watched(), rate):
                 if frame is not before:
-                    matrix = _display_matrix(frame) if before is None else matrix
-                    before, seen = frame, view(_rgb(frame, converter, matrix))
+                    before, seen = frame, view(convert(frame))
                 held.append(seen)
                 if len(held) == chunk:
                     yield torch.stack(held)
@@ -575,7 +573,7 @@ def written(
     about = {key: value for key, value in asdict(settings).items() if key != 'on_short'}
     return about | dict(encoder=encoder, weights=fingerprint(network))
 
-# %% ../../nbs/features/72_extract.ipynb #0cc3bd5b
+# %% ../../nbs/features/72_extract.ipynb #fc1463f6
 def is_done(
     file: Path,  # NAME.npy
     video: Path,  # that it should come from

@@ -8,7 +8,7 @@ __all__ = ['Named', 'SAVERS', 'EACH', 'EXPORTS', 'feature_files', 'same_settings
            'export', 'watched', 'read_array', 'gvf', 'write_gvf', 'expected_samples', 'check_features', 'why_missing',
            'verify']
 
-# %% ../../nbs/features/73_formats.ipynb #13451f73
+# %% ../../nbs/features/73_formats.ipynb #74f75d54
 import csv
 import io
 import json
@@ -28,7 +28,7 @@ from jaxtyping import Float32
 
 from ..core.files import InputError, atomic
 from ..data.shards import write_shard
-from ..data.video import VideoError, _times
+from ..data.video import VideoError, frame_times
 from .extract import Features, about_features, feature_names, inputs, load, slack
 
 # %% ../../nbs/features/73_formats.ipynb #f9d3ae01
@@ -292,13 +292,13 @@ def write_gvf(
         for key, vector in vectors.items():
             opened.create_dataset(key, data=vector, compression='gzip', compression_opts=9)
 
-# %% ../../nbs/features/73_formats.ipynb #603bcd9f
+# %% ../../nbs/features/73_formats.ipynb #47bc5c0c
 def expected_samples(
     video: Path,  # file
     rate: int | float,  # samples a second
 ) -> int:  # samples
     "n of `features.extract`, Eq. (1), from the time stamps alone."
-    index, _, end = _times(video)
+    index, _, end = frame_times(video)
     return max(1, math.ceil((end - slack(float(index.tick))) * rate))
 
 

@@ -6,7 +6,7 @@
 __all__ = ['PROPOSALS', 'DETECTIONS', 'BinConv', 'Sizes', 'Scores', 'over_cells', 'on_maps', 'BMN', 'Targets', 'loss', 'Reading',
            'read_maps']
 
-# %% ../../nbs/localize/80_bmn.ipynb #aff65c61
+# %% ../../nbs/localize/80_bmn.ipynb #6015d052
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,36 +19,19 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from ..core.files import InputError
-from vidrepro.localize.grid import (
-    Labels,
-    TimeGrid,
-    above,
-    balanced_logistic,
-    folded,
-    matching_matrix,
-    overlap_loss,
-    pairs,
-    rate,
-    sample,
-    sample_conv,
-    soft_nms,
-    to_map,
-    valid,
-)
+from .grid import Labels, TimeGrid, above, balanced_logistic, folded, matching_matrix, overlap_loss
+from .grid import pairs, rate, sample, sample_conv, soft_nms, to_map, valid
 
-# %% ../../nbs/localize/80_bmn.ipynb #b89756ea
+# %% ../../nbs/localize/80_bmn.ipynb #1384e98e
 class BinConv(nn.Module):
-    """Sample the bins of each candidate and convolve over them, Eq. (1).
-
-    One matrix for each kind of features (`k r t`, sparse), whose bins are laid side by side.
-    """
+    "Sample the bins of each candidate and convolve over them, Eq. (1)."
 
     def __init__(
         self,
         channels: int,  # c, of each kind of features
         out: int,  # o, numbers that describe a candidate
         grid: TimeGrid,  # cells of the axis
-        matrices: Sequence[Tensor],  # one for each kind of features
+        matrices: Sequence[Tensor],  # `k r t`, sparse, one for each kind of features
         dense: bool = False,  # multiply by zeros, too
     ):
         super().__init__()
@@ -59,14 +42,10 @@ class BinConv(nn.Module):
         self.register_buffer('inside', torch.from_numpy(valid(grid)), persistent=False)
         for i, matrix in enumerate(matrices):
             weights = folded(matrix).float()
-            weights = weights.to_dense() if dense else weights
-            self.register_buffer(f'matrix{i}', weights, persistent=False)
+            self.register_buffer(f'matrix{i}', weights.to_dense() if dense else weights, persistent=False)
 
-    def forward(
-        self,
-        *features: Float[Tensor, 'b c t'],  # each kind
-    ) -> Float[Tensor, 'b o d t']:  # the bias alone where there is no candidate
-        "The right side of Eq. (1)."
+    def forward(self, *features: Float[Tensor, 'b c t']) -> Float[Tensor, 'b o d t']:
+        "The right side of Eq. (1); the bias alone where there is no candidate."
         parts = self.weight.split(self.sizes, 2)
         found = sum(
             sample_conv(x, w, getattr(self, f'matrix{i}'))
@@ -74,10 +53,7 @@ class BinConv(nn.Module):
         )
         return to_map(found, self.inside) + self.bias[:, None, None]
 
-    def reference(
-        self,
-        *features: Float[Tensor, 'b c t'],  # each kind
-    ) -> Float[Tensor, 'b o d t']:  # the same
+    def reference(self, *features: Float[Tensor, 'b c t']) -> Float[Tensor, 'b o d t']:
         "The middle of Eq. (1): sample everything, then a 3-D convolution. For tests."
         bins = []
         for i, x in enumerate(features):

@@ -6,10 +6,10 @@
 __all__ = ['PRESETS', 'NARROW', 'SMALL', 'Example', 'unlabelled', 'truth_of', 'Config', 'network', 'pooled', 'fit_classes',
            'Detector', 'load_detector', 'batch_features', 'batch_targets', 'same_channels', 'learning_rate',
            'train_epoch', 'fingerprint', 'resume', 'fit', 'run', 'class_scores', 'table_of', 'propose', 'detect',
-           'score', 'evaluate', 'timeline', 'boundary_curves', 'read_features', 'find_features', 'read_examples',
+           'score', 'evaluate', 'boundary_curves', 'timeline', 'read_features', 'find_features', 'read_examples',
            'read_video_scores']
 
-# %% ../../nbs/localize/83_detect.ipynb #06a12c04
+# %% ../../nbs/localize/83_detect.ipynb #a85be30f
 import hashlib
 import json
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,14 +31,7 @@ from torch import Tensor, nn
 from ..core.files import InputError, atomic
 from ..core.random import generator
 from ..data.datasets import read_activitynet
-from vidrepro.evaluation.detection import (
-    ACTIVITYNET,
-    COLUMNS,
-    average_recall,
-    match,
-    segment_iou,
-    summary,
-)
+from ..evaluation.detection import ACTIVITYNET, COLUMNS, average_recall, match, segment_iou, summary
 from ..learning.train import part, read_checkpoint
 from . import bmn, gtad
 from .bmn import DETECTIONS, PROPOSALS, Reading, Scores, Targets, loss, read_maps
@@ -89,7 +83,7 @@ def truth_of(
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
 
-# %% ../../nbs/localize/83_detect.ipynb #bded15ea
+# %% ../../nbs/localize/83_detect.ipynb #8c5ae826
 @dataclass(frozen=True)
 class Config:
     "How a detector is built and trained; the defaults are BMN's."
@@ -126,7 +120,7 @@ class Config:
         "The axis, of labels and of predictions."
         return TimeGrid(self.length, None, self.convention, self.longest or None)
 
-
+# %% ../../nbs/localize/83_detect.ipynb #a82a5c25
 PRESETS = dict(bmn=Config(), gtad=Config(lr=4e-3, drop=5))
 NARROW = dict(length=32, base=64, proposal=32, joint=64, last=32, bins=16)
 SMALL = {kind: replace(preset, **NARROW) for kind, preset in PRESETS.items()}
@@ -150,7 +144,7 @@ def network(
             return gtad.GTAD(channels, config.grid, gtad.Sizes(**widths, groups=config.groups, paths=paths))
     raise InputError('kind', kind, f'use one of {tuple(PRESETS)}')
 
-# %% ../../nbs/localize/83_detect.ipynb #d7e165a6
+# %% ../../nbs/localize/83_detect.ipynb #8449b427
 def pooled(
     features: Float32[np.ndarray, 'n d'],  # rows of equal length in time
     segments: Float64[np.ndarray, 'm 2'],  # seconds since the first row begins
@@ -167,7 +161,7 @@ def pooled(
     weights = np.where(point, np.arange(n) == row, weights)
     return weights @ features.astype(float) / weights.sum(1, keepdims=True)
 
-
+# %% ../../nbs/localize/83_detect.ipynb #d2a08478
 def fit_classes(
     features: Float64[np.ndarray, 'm d'],  # of the actions, from `pooled`
     labels: Sequence[str],  # of the actions
@@ -192,7 +186,7 @@ def fit_classes(
     weight = weight.detach() / scale
     return weight, bias.detach() - weight @ mean
 
-# %% ../../nbs/localize/83_detect.ipynb #4110cf8c
+# %% ../../nbs/localize/83_detect.ipynb #2cbc02bd
 @dataclass(frozen=True, eq=False)
 class Detector:
     "A trained network with its classes."
@@ -233,7 +227,7 @@ class Detector:
         with atomic(file) as temp:
             save_file(tensors, temp, dict(about=json.dumps(about, sort_keys=True)))
 
-
+# %% ../../nbs/localize/83_detect.ipynb #50870a9a
 def load_detector(
     file: str | Path,  # from `fit`
     device: str = 'cpu',  # where it shall work
@@ -327,7 +321,7 @@ def train_epoch(
         raise InputError('lr', config.lr, f'the loss is {sums["loss"]} in epoch {epoch}: try a smaller one')
     return dict(epoch=epoch, lr=rate) | {k: float(f'{v:.6g}') for k, v in sums.items()}
 
-# %% ../../nbs/localize/83_detect.ipynb #1c9da84c
+# %% ../../nbs/localize/83_detect.ipynb #81e81231
 def fingerprint(
     examples: Sequence[Example],  # videos
 ) -> str:  # 16 hexadecimal digits
@@ -338,7 +332,7 @@ def fingerprint(
         digest.update(np.ascontiguousarray(e.features).tobytes() + e.segments.tobytes())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/localize/83_detect.ipynb #b64e77d7
 def resume(
     file: Path,  # checkpoint; nothing happens if it is not there
     model: Detector,  # whose network and rows are filled
@@ -361,7 +355,7 @@ def resume(
     optimiser.load_state_dict(dict(state=state, param_groups=groups))
     model.rows.extend(found['rows'])
 
-
+# %% ../../nbs/localize/83_detect.ipynb #e371b55d
 def fit(
     kind: str,  # 'bmn' or 'gtad'
     train: Sequence[Example],  # videos
@@ -371,12 +365,11 @@ def fit(
     file: str | Path | None = None,  # checkpoint, written after each epoch; gone on from if there
 ) -> Detector:  # trained
     "Train a detector on annotated videos."
-    if config is None and kind in PRESETS:
-        config = PRESETS[kind]
+    config = config or PRESETS.get(kind, Config())
     channels, classes = same_channels(train), sorted({word for e in train for word in e.labels})
     if not classes:
         raise InputError('training videos', 'no action', 'give annotations of these videos')
-    net = network(kind, channels, config or Config(), seed).to(device).train()
+    net = network(kind, channels, config, seed).to(device).train()
     features = [pooled(e.features, e.segments - e.begin, e.duration) for e in train if e.labels]
     words = [word for e in train for word in e.labels]
     linear = fit_classes(np.concatenate(features), words, classes, config.class_decay)
@@ -392,7 +385,7 @@ def fit(
     net.eval()
     return model
 
-# %% ../../nbs/localize/83_detect.ipynb #b56a050a
+# %% ../../nbs/localize/83_detect.ipynb #38e9db72
 @torch.no_grad()
 def run(
     model: Detector,  # trained
@@ -417,7 +410,7 @@ def class_scores(
     x = pooled(example.features, segments - example.begin, example.duration)
     return (torch.from_numpy(x) @ model.weight.cpu().T + model.bias.cpu()).softmax(1).numpy()
 
-
+# %% ../../nbs/localize/83_detect.ipynb #0495febd
 def table_of(
     rows: list[pd.DataFrame],  # of each video
 ) -> pd.DataFrame:  # columns video, start, end, label, score
@@ -492,7 +485,35 @@ def evaluate(
     detections, proposals = detect(model, examples), propose(model, examples)
     return score(detections, truth, thresholds) | score(proposals, truth, thresholds)
 
-# %% ../../nbs/localize/83_detect.ipynb #2b3b9eb9
+# %% ../../nbs/localize/83_detect.ipynb #57a648d0
+def _draw_bars(
+    ax: Axes,  # to draw on
+    known: pd.DataFrame,  # actions, in the row at the top
+    best: pd.DataFrame,  # detections, best first, a row each
+    color: dict[str, tuple],  # label -> RGBA
+) -> None:
+    "Bars over seconds, darker where the score is higher."
+    for row in known.itertuples():
+        ax.barh(0, row.end - row.start, 0.8, row.start, color=color[row.label], edgecolor='black')
+    top = max(best['score'].max() if len(best) else 1.0, 1e-12)
+    for k, row in enumerate(best.itertuples(), 1):
+        ax.barh(k, row.end - row.start, 0.7, row.start, color=color[row.label], alpha=0.15 + 0.85 * row.score / top)
+        ax.text(row.end, k, f' {row.score:.2f}', va='center', fontsize=6)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in color.values()]
+    ax.legend(handles, color, fontsize=6, loc='upper left', bbox_to_anchor=(1.0, 1.0))
+
+
+def boundary_curves(
+    model: Detector,  # trained
+    example: Example,  # video
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # name: seconds `t`, probabilities `t`
+    "What the network says about starts and ends, at the middles of their anchors."
+    ((start, end, _),) = run(model, [example])
+    middle = np.arange(model.config.length) + (0.0 if model.config.convention == 'line' else 0.5)
+    seconds = middle * example.duration / model.config.length + example.begin
+    return dict(start=(seconds, start), end=(seconds, end))
+
+# %% ../../nbs/localize/83_detect.ipynb #f5377b5c
 def timeline(
     detections: pd.DataFrame,  # of one video: columns start, end, label, score
     duration: float,  # of the video, seconds
@@ -521,29 +542,11 @@ def timeline(
         panels[0].set_ylim(0, 1.05)
         panels.pop(0).legend(fontsize=6, loc='upper left', bbox_to_anchor=(1.0, 1.0))
     ax = panels[0]
-    for row in known.itertuples():
-        ax.barh(0, row.end - row.start, 0.8, row.start, color=color[row.label], edgecolor='black')
-    top = max(best['score'].max() if len(best) else 1.0, 1e-12)
-    for k, row in enumerate(best.itertuples(), 1):
-        ax.barh(k, row.end - row.start, 0.7, row.start, color=color[row.label], alpha=0.15 + 0.85 * row.score / top)
-        ax.text(row.end, k, f' {row.score:.2f}', va='center', fontsize=6)
+    _draw_bars(ax, known, best, color)
     ax.set(xlim=(0, duration), ylim=(len(best) + 0.6, -0.7), xlabel='seconds')
     ax.set_yticks([0, *range(1, len(best) + 1)], ['truth' if truth is not None else '', *map(str, range(1, len(best) + 1))], fontsize=6)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in color.values()]
-    ax.legend(handles, color, fontsize=6, loc='upper left', bbox_to_anchor=(1.0, 1.0))
     axes[0, 0].set_title(title, fontsize=9)
     return fig
-
-
-def boundary_curves(
-    model: Detector,  # trained
-    example: Example,  # video
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # name: seconds `t`, probabilities `t`
-    "What the network says about starts and ends, at the middles of their anchors."
-    ((start, end, _),) = run(model, [example])
-    middle = np.arange(model.config.length) + (0.0 if model.config.convention == 'line' else 0.5)
-    seconds = middle * example.duration / model.config.length + example.begin
-    return dict(start=(seconds, start), end=(seconds, end))
 
 # %% ../../nbs/localize/83_detect.ipynb #8102c7ae
 def read_features(

@@ -315,7 +315,7 @@ def overlap_loss(
     chosen = torch.where(high.any(), chosen, inside)
     return 0.5 * ((p - iou) ** 2 * chosen).sum() / chosen.sum().clamp(min=1)
 
-# %% ../../nbs/localize/79_grid.ipynb #1b832033
+# %% ../../nbs/localize/79_grid.ipynb #43eeac79
 RULES = ('strict', 'inner', 'plateau', 'all')  # what makes an anchor a candidate boundary
 
 
@@ -336,7 +336,7 @@ def chosen(
         peak[[0, -1]] = False
     return peak
 
-
+# %% ../../nbs/localize/79_grid.ipynb #baec2aea
 def pairs(
     grid: TimeGrid,  # its convention says which line an end score speaks for
     start: Float64[np.ndarray, 't'],  # scores as starts

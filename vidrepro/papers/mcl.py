@@ -10,7 +10,7 @@ __all__ = ['CHOICES', 'LAYERS', 'CODE_UNIT', 'CODE', 'PRESETS', 'ABLATION', 'Con
            'contrast_terms', 'gradient', 'response', 'step_weights', 'agreement', 'alignment_terms', 'aligned_response',
            'loss', 'Embedding', 'explain', 'middle', 'scores', 'optimizer']
 
-# %% ../../nbs/papers/60_mcl.ipynb #6219b9bc
+# %% ../../nbs/papers/60_mcl.ipynb #0a37aa08
 import copy
 import dataclasses
 import math
@@ -32,13 +32,13 @@ from ..data.sampling import uniform_clips
 from ..evaluation.gradcam import area, energy_inside, gradcam, map_similarity, similarity_target, upsample, widen
 from ..evaluation.probes import Score, make_score
 from ..learning.distributed import gather, world
-from ..learning.train import Recipe, adamw
+from ..learning.train import Recipe, adamw, require_choices
 from ..learning.views import prepare
 from ..models.backbones import backbone, last_conv
 from ..motion.flow import FLOWS, flow
 from ..motion.maps import motion_map
 
-# %% ../../nbs/papers/60_mcl.ipynb #9b473cb7
+# %% ../../nbs/papers/60_mcl.ipynb #5d3c2700
 CHOICES = {
     'losses': ('paper', 'official'),
     'rules': ('paper', 'official'),
@@ -57,10 +57,7 @@ def _require_sense(
     cfg: 'Config',  # settings
 ) -> None:
     "Refuse settings that no run could mean."
-    for field, allowed in CHOICES.items():
-        if getattr(cfg, field) not in allowed:
-            remedy = f"use {' or '.join(allowed)}"
-            raise InputError(f'setting {field}', repr(getattr(cfg, field)), remedy)
+    require_choices(cfg, CHOICES)
     shown = 2 if cfg.losses == 'paper' else 3
     least = shown if cfg.rules == 'paper' else 2 * (shown - 1)
     for field, low, high in (('tau', 1e-6, 1e6), ('momentum', 0, 1), ('percentile', 0, 1), ('coverage', 0, 1),

@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'PRESETS', 'TWIN', 'NO_PRETEXT', 'ABLATION', 'Config', 'ordered_pairs', 'Output', 'TEC', 'build', 'sample',
            'Views', 'views', 'identify', 'equivariance_loss', 'instance_loss', 'pretext_losses', 'loss']
 
-# %% ../../nbs/papers/40_tec.ipynb #9a099138
+# %% ../../nbs/papers/40_tec.ipynb #84a0c28f
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,12 +20,12 @@ from ..core.files import InputError
 from ..data.sampling import TecTuples, tec_tuples
 from ..learning.distributed import gather, my_rows
 from ..learning.losses import contrast
-from ..learning.train import Recipe, apply
+from ..learning.train import Recipe, apply, require_choices
 from ..learning.views import augment
 from ..models.backbones import backbone
 from ..models.heads import mlp
 
-# %% ../../nbs/papers/40_tec.ipynb #d7342904
+# %% ../../nbs/papers/40_tec.ipynb #0d371c0b
 CHOICES = {
     'temporal': ('equivariant', 'invariant'),
     'spatial': ('equivariant', 'invariant'),
@@ -37,10 +37,7 @@ def _require_sense(
     cfg: 'Config',  # settings
 ) -> None:
     "Refuse settings that no run could mean."
-    for field, allowed in CHOICES.items():
-        if getattr(cfg, field) not in allowed:
-            remedy = f"use {' or '.join(allowed)}"
-            raise InputError(f'setting {field}', repr(getattr(cfg, field)), remedy)
+    require_choices(cfg, CHOICES)
     if not cfg.tau > 0:
         raise InputError('setting tau', cfg.tau, 'give a temperature above 0')
     if not cfg.speeds or min(cfg.speeds) < 1:

@@ -9,7 +9,7 @@ __all__ = ['CHOICES', 'REGIONS', 'TRIMMED_RATE', 'PRESETS', 'ABLATION', 'SUBSETS
            'trimmed_videos', 'trimmed_encoder', 'beginnings', 'build', 'optimizer', 'Milestones', 'callbacks',
            'timeline', 'touching', 'Walk', 'walk', 'region_scores', 'sharpness', 'score_backbone', 'scores', 'prepare']
 
-# %% ../../nbs/papers/70_tsp.ipynb #85f39bb7
+# %% ../../nbs/papers/70_tsp.ipynb #cdbc0c25
 import copy
 import json
 import os
@@ -39,13 +39,13 @@ from ..data.untrimmed import (ACTIVITYNET_SHORTEST, Script, Segments, UntrimmedD
                                      add_background)
 from ..data.video import probe as probe_video
 from ..evaluation.probes import Score, evaluating, logistic, make_score, probe, standardise
-from ..learning.train import Batches, Callback, Recipe, adamw, lr_at
+from ..learning.train import Batches, Callback, Recipe, adamw, lr_at, require_choices
 from ..learning.views import augment
 from ..learning.views import prepare as centre_view
 from ..models.backbones import backbone
 from ..models.checkpoints import load_encoder
 
-# %% ../../nbs/papers/70_tsp.ipynb #7971a817
+# %% ../../nbs/papers/70_tsp.ipynb #ef98d732
 CHOICES = {
     'gvf': ('max', 'avg', 'none', 'shuffled'),
     'average': ('foreground', 'all'),
@@ -56,10 +56,7 @@ def _require_sense(
     cfg: 'Config',  # settings
 ) -> None:
     "Refuse settings that no run could mean."
-    for field, allowed in CHOICES.items():
-        if getattr(cfg, field) not in allowed:
-            remedy = f"use {' or '.join(allowed)}"
-            raise InputError(f'setting {field}', repr(getattr(cfg, field)), remedy)
+    require_choices(cfg, CHOICES)
     if min(cfg.action, cfg.region) < 0 or cfg.action == cfg.region == 0:
         given = cfg.action, cfg.region
         raise InputError('settings action, region', given, 'give weights of 0 or more, one above 0')
@@ -662,7 +659,7 @@ def scores(
     "The scores of a run."
     return score_backbone(model.backbone, cfg, videos)
 
-# %% ../../nbs/papers/70_tsp.ipynb #fbdd54e2
+# %% ../../nbs/papers/70_tsp.ipynb #bbf860dd
 ABLATION = {
     'tsp': {},
     'tac': dict(region=0.0),  # actions only
@@ -678,6 +675,7 @@ ABLATION = {
     'step-16': dict(frames=16),
     'region-0.3': dict(region=0.3),
     'region-3': dict(region=3.0),
+    'twice': dict(steps=800),  # as many clips of action as `tac` sees
     'all-clips': dict(average='all'),  # action loss over the batch, not over the foreground
 }
 
