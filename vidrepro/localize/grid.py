@@ -237,7 +237,7 @@ def align_matrix(
     shape = (len(spans), bins, length)
     return sampling_matrix(positions, np.stack([k, r]), 1 / count[k], shape, 'hold')
 
-# %% ../../nbs/localize/79_grid.ipynb #f062b016
+# %% ../../nbs/localize/79_grid.ipynb #d082572a
 def folded(
     matrix: Float[Tensor, 'k r t'],  # sparse, from `matching_matrix` or `align_matrix`
 ) -> Float[Tensor, 'k rt']:  # sparse, bin major
@@ -268,6 +268,8 @@ def sample_conv(
     mixed = torch.einsum('ocr,bct->rtbo', weight, features)
     mixed = mixed.reshape(matrix.shape[1], -1)
     found = torch.sparse.mm(matrix, mixed) if matrix.is_sparse else matrix @ mixed
+    if found.requires_grad:  # sparse products are slow on a transposed gradient
+        found.register_hook(lambda g: g if g is None else g.contiguous())
     return found.reshape(-1, len(features), len(weight)).permute(1, 2, 0)
 
 # %% ../../nbs/localize/79_grid.ipynb #90ee219d
