@@ -372,7 +372,7 @@ def row():
     "A row that costs seconds: an untrained encoder, five videos."
     run = Run('tsp/tiny/brief-s0', 'tsp', tsp.Config(videos=4, batch=4, trimmed=0, steps=0))
     proposer = replace(experiment.PROPOSER, length=16, epochs=1, base=16, proposal=8, joint=16, last=8, bins=4)
-    return experiment.Row(run, 0, Task(train=3, test=2), replace(experiment.CAPTIONER, width=16, hidden=16, epochs=1), proposer)
+    return experiment.CaptionRow(run, 0, Task(train=3, test=2), replace(experiment.CAPTIONER, width=16, hidden=16, epochs=1), proposer)
 
 
 class TestExperiment:
