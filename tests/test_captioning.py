@@ -14,7 +14,7 @@ from vidrepro.data.moving_digits import MovingDigits
 from vidrepro.data.untrimmed import Script, UntrimmedDigits
 from vidrepro.experiments import captioning as experiment
 from vidrepro.experiments.localization import Task, painted
-from vidrepro.experiments.suites import Run
+from vidrepro.experiments.suites import Run, missing
 from vidrepro.localize.captioning import (CAPTIONS, DIGITS, END, METEOR, NONSENSE, PAD, PHRASES, SPECIAL, START, TIOU, UNKNOWN, Config,
                                           Transformer, Vocabulary, bleu, captions_of, claims_of, crop, crops, dense_scores, describe, fit,
                                           greedy, load_captioner, matched, meteor, padded, pairs_of, positions, read_captions,
@@ -379,7 +379,7 @@ class TestExperiment:
     def test_card(self, row, tmp_path):
         assert experiment.run_rows([row], tmp_path, tmp_path / 'cards') == [row.name] == ['captioning/tiny/brief-s0']
         card = load_run(row.name, row.settings(), tmp_path / 'cards')
-        assert {*card['metrics']} == {*card['protocol']} and experiment.unwritten([row], tmp_path / 'cards') == []
+        assert {*card['metrics']} == {*card['protocol']} and missing([row], tmp_path / 'cards') == []
         assert all(0 <= v <= 1 for v in card['metrics'].values()) and {'truth', 'true', 'proposals'} < {*card['example']}
         named = {n for s in experiment.STATEMENTS for n in s[3:4]}
         assert named <= {*card['metrics']}

@@ -12,8 +12,8 @@ from vidrepro.evaluation.detection import COLUMNS, match, summary
 from vidrepro.experiments import localization
 from vidrepro.experiments.localization import (LENGTHS, READERS, STATEMENTS, Row, Task, clip_of, examples_of, features_of,
                                                judge_features, localize_run, painted, precision_of_length, rows, run_rows,
-                                               standardised, trained_encoder, unwritten)
-from vidrepro.experiments.suites import Run, learner
+                                               standardised, trained_encoder)
+from vidrepro.experiments.suites import Run, learner, missing
 from vidrepro.papers import tec, tsp
 
 SMALL = Task(train=3, test=2)
@@ -130,7 +130,7 @@ class TestCards:
         assert set(card['metrics']) == set(card['protocol']) and {'mAP', 'unnamed mAP', 'AUC', 'segments named'} <= set(card['metrics'])
         assert all(0 <= p['chance'] <= 1 for p in card['protocol'].values()) and card['example']['truth']
         assert run_rows([row, Row(run, 'gtad', 0, SMALL, replace(TOY))], folder, tmp_path) == ['localization/tiny/brief-gtad-s0']
-        assert unwritten([row], tmp_path) == [] and len(list_runs('localization/', tmp_path)) == 2
+        assert missing([row], tmp_path) == [] and len(list_runs('localization/', tmp_path)) == 2
 
     def test_without_training(self, home, tmp_path):
         folder, run = home

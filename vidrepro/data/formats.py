@@ -7,7 +7,7 @@ __all__ = ['Rows', 'READERS', 'SUBSETS', 'read_lines', 'read_json', 'numbered', 
            'kinetics_csvs', 'read_kinetics', 'read_diving48', 'read_activitynet_rows', 'read_thumos14', 'read_weizmann',
            'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'drop_known_bad', 'counts']
 
-# %% ../../nbs/data/13_formats.ipynb #71df6685
+# %% ../../nbs/data/13_formats.ipynb #d5e613c0
 import json
 import math
 import os
@@ -21,13 +21,7 @@ import torch
 
 from ..core.files import InputError
 from .cards import Card, load_card
-from vidrepro.data.datasets import (
-    VideoDataset,
-    VideoFiles,
-    bad_policy,
-    read_activitynet,
-    video_table,
-)
+from .datasets import VideoDataset, VideoFiles, bad_policy, read_activitynet, video_table
 
 # %% ../../nbs/data/13_formats.ipynb #02668b60
 Rows = tuple[pd.DataFrame, list[str]]  # what a reader returns: one row an item, and class names

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CAPTIONER', 'PROPOSER', 'READ', 'TABLE', 'STATEMENTS', 'claimed', 'measures', 'judge_captions', 'CaptionRow', 'shown',
-           'caption_run', 'rows', 'unwritten', 'run_rows']
+           'caption_run', 'rows', 'run_rows']
 
-# %% ../../nbs/experiments/94_captioning.ipynb #dd6c6c95
+# %% ../../nbs/experiments/94_captioning.ipynb #dbc39268
 import json
 import time
 from collections.abc import Sequence
@@ -16,27 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.results import list_runs, load_run, save_run
+from ..core.results import load_run, save_run
 from ..evaluation.detection import ACTIVITYNET, average_recall
-from vidrepro.experiments.localization import (
-    SEEDS,
-    Task,
-    clip_of,
-    examples_of,
-    features_of,
-    painted,
-    standardised,
-)
-from .suites import MAIN, Run, suites
+from .localization import SEEDS, Task, called, clip_of, examples_of, features_of, painted, standardised
+from .suites import Run, missing, suites
 from ..localize import captioning, detect
-from vidrepro.localize.captioning import (
-    METEOR,
-    bleu,
-    captions_of,
-    claims_of,
-    dense_scores,
-    describe,
-)
+from ..localize.captioning import METEOR, bleu, captions_of, claims_of, dense_scores, describe
 from ..localize.detect import SMALL, Example, propose, truth_of
 from ..papers import tsp
 
@@ -96,7 +81,7 @@ def judge_captions(
         found['AUC'] = average_recall(places, table, ACTIVITYNET, budget='each').summary()['AUC']
     return values, floor, model.rows, dict(proposals=dense, true=true)
 
-# %% ../../nbs/experiments/94_captioning.ipynb #4df7ed8d
+# %% ../../nbs/experiments/94_captioning.ipynb #9a1a1fbe
 @dataclass(frozen=True)
 class CaptionRow:
     "One line of the table and one seed."
@@ -110,9 +95,7 @@ class CaptionRow:
     @property
     def name(self) -> str:  # e.g. `captioning/tiny/tsp-s0`
         "Of the card."
-        method, preset, row = self.encoder.name.split('/')
-        row = row.rpartition('-s')[0]
-        label = row if method == 'tsp' else method if row == MAIN[method][0] else f'{method}-{row}'
+        preset, label = called(self.encoder)
         return f'captioning/{preset}/{label}-s{self.seed}'
 
     def settings(self) -> dict:  # what the card must hold to be this row's
@@ -160,7 +143,7 @@ def caption_run(
     save_run(row.name, row.settings(), values, curve, **about)
     return load_run(row.name, row.settings(), root)
 
-# %% ../../nbs/experiments/94_captioning.ipynb #afa96166
+# %% ../../nbs/experiments/94_captioning.ipynb #7e8d02cf
 TABLE = (('tsp', 'tac'), ('no-gvf',), ('twice',), ('random',))  # encoders of TSP's table, best first
 
 
@@ -173,24 +156,14 @@ def rows(
     return [CaptionRow(known[f'tsp/tiny/{name}-s{seed}'], seed) for name, seed in each]
 
 
-def unwritten(
-    table: Sequence[CaptionRow],  # e.g. `rows()`
-    root: Path | None = None,  # folder of cards
-) -> list[CaptionRow]:  # those without a card of their settings
-    "What is still to be run."
-    have = set(list_runs('captioning/', root))
-    same = lambda r: r.name in have and load_run(r.name, root=root)['config'] == r.settings()
-    return [r for r in table if not same(r)]
-
-
 def run_rows(
-    table: Sequence[CaptionRow],  # e.g. `rows()`
+    table: list[CaptionRow],  # e.g. `rows()`
     folder: Path,  # runs and features are kept here
     root: Path | None = None,  # folder of cards
     device: str | None = None,  # to encode on
 ) -> list[str]:  # names of the cards written
     "Write the cards that are missing; an encoder that is missing is trained first."
-    return [r.name for r in unwritten(table, root) if caption_run(r, folder, root, device)]
+    return [r.name for r in missing(table, root) if caption_run(r, folder, root, device)]
 
 # %% ../../nbs/experiments/94_captioning.ipynb #137f87ef
 STATEMENTS = [  # name, row ahead, other row, metric, source, text

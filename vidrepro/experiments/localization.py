@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SEEDS', 'LENGTHS', 'THRESHOLDS', 'READERS', 'TABLE', 'STATEMENTS', 'Task', 'painted', 'trained_encoder', 'clip_of',
            'features_of', 'examples_of', 'standardised', 'precision_of_length', 'measures', 'named_correctly',
-           'judge_features', 'Row', 'shown', 'detection_card', 'localize_run', 'rows', 'unwritten', 'run_rows']
+           'judge_features', 'called', 'Row', 'shown', 'detection_card', 'localize_run', 'rows', 'run_rows']
 
-# %% ../../nbs/experiments/92_localization.ipynb #1b23de2c
+# %% ../../nbs/experiments/92_localization.ipynb #10cf72e8
 import json
 import time
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..core.files import InputError, atomic
-from ..core.results import list_runs, load_run, save_run
+from ..core.results import load_run, save_run
 from ..data.moving_digits import MovingDigits
 from ..data.untrimmed import Script, UntrimmedDigits
 from ..evaluation.detection import ACTIVITYNET, Matches, Rules
 from ..evaluation.detection import average_precision, average_recall, match, summary
-from .suites import MAIN, Run, encoder, execute, suites
+from .suites import MAIN, Run, encoder, execute, missing, suites
 from ..learning.train import part, read_checkpoint
 from ..localize.bmn import DETECTIONS
 from ..localize.detect import SMALL, Config, Detector, Example
@@ -228,7 +228,15 @@ def judge_features(
     chance['segments named'] = float(truth['label'].value_counts(normalize=True).iloc[0])
     return values, chance, model, found
 
-# %% ../../nbs/experiments/92_localization.ipynb #810a79fa
+# %% ../../nbs/experiments/92_localization.ipynb #8ef6a557
+def called(
+    encoder: Run,  # of a paper
+) -> tuple[str, str]:  # preset, and the row's name; that of another paper than TSP before it
+    "How cards call an encoder."
+    method, preset, row = encoder.name.rpartition('-s')[0].split('/')
+    return preset, row if method == 'tsp' else method if row == MAIN[method][0] else f'{method}-{row}'
+
+
 @dataclass(frozen=True)
 class Row:
     "One line of the table and one seed."
@@ -246,9 +254,7 @@ class Row:
     @property
     def name(self) -> str:  # e.g. `localization/tiny/tsp-bmn-s0`
         "Of the card."
-        method, preset, row = self.encoder.name.split('/')
-        row = row.rpartition('-s')[0]
-        label = row if method == 'tsp' else method if row == MAIN[method][0] else f'{method}-{row}'
+        preset, label = called(self.encoder)
         return f'localization/{preset}/{label}-{self.reader}-s{self.seed}'
 
     def settings(self) -> dict:  # what the card must hold to be this row's
@@ -309,7 +315,7 @@ def localize_run(
              device=device or 'cpu', seconds=time.perf_counter() - begin, root=root, **extra)
     return load_run(row.name, row.settings(), root)
 
-# %% ../../nbs/experiments/92_localization.ipynb #23f27c21
+# %% ../../nbs/experiments/92_localization.ipynb #ce0a98d2
 TABLE = [  # encoders, readers
     (('tsp/tiny/tsp', 'tsp/tiny/tac'), ('bmn', 'gtad')),
     (('tec/tiny/full',), ('probe', 'bmn')),
@@ -329,17 +335,8 @@ def rows(
             for names, readers in TABLE for seed in seeds for reader in readers for name in names]
 
 
-def unwritten(
-    table: Sequence[Row],  # e.g. `rows()`
-    root: Path | None = None,  # folder of cards
-) -> list[Row]:  # those without a card of their settings
-    "What is still to be run."
-    have = set(list_runs('localization/', root))
-    return [r for r in table if r.name not in have or load_run(r.name, root=root)['config'] != r.settings()]
-
-
 def run_rows(
-    table: Sequence[Row],  # e.g. `rows()`
+    table: list[Row],  # e.g. `rows()`
     folder: Path,  # runs and features are kept here
     root: Path | None = None,  # folder of cards
     device: str | None = None,  # to encode on
@@ -347,7 +344,7 @@ def run_rows(
 ) -> list[str]:  # names of the cards written
     "Write the cards that are missing, one after the other."
     done = []
-    for row in unwritten(table, root):
+    for row in missing(table, root):
         ready = (Path(folder) / row.encoder.name / 'checkpoint.safetensors').is_file()
         if train or ready or not row.encoder.config.steps:
             localize_run(row, folder, root, device)

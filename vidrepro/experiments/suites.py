@@ -330,11 +330,11 @@ def suites(
     tables['tec-real'] += grid('supervised', 'real', people, root=root)
     return tables
 
-# %% ../../nbs/experiments/88_suites.ipynb #6b88e7e9
+# %% ../../nbs/experiments/88_suites.ipynb #55f8ce64
 def missing(
-    runs: list[Run],  # a suite
+    runs: list[Any],  # a suite: whatever has a `name` and `settings()`
     root: Path | None = None,  # folder of cards
-) -> list[Run]:  # those without a card of their settings
+) -> list[Any]:  # those without a card of their settings
     "What is still to be run."
     have = set(list_runs(root=root))
     return [r for r in runs if r.name not in have or load_run(r.name, root=root)['config'] != r.settings()]
