@@ -274,7 +274,7 @@ def prepare(
     for r in remarks: out.print(f'note: {r}', style='yellow', markup=False)
     for f in files: out.print(f'{f}', markup=False)
 
-# %% ../nbs/99_cli.ipynb #09d4b7e2
+# %% ../nbs/99_cli.ipynb #e5e3df61
 @app.command('run')
 def run_command(
     suite: Annotated[str, typer.Argument(help='A table; leave it out for the list.')] = '',  # as its help says
@@ -286,7 +286,7 @@ def run_command(
 ) -> None:
     "Train and score whatever run card of a table is missing."
     tables, readers = suites(root), dict(localization=localization, captioning=captioning)
-    rows = {name: module.rows() for name, module in readers.items()}
+    rows = dict(localization=localization.rows(root=root), captioning=captioning.rows())
     todo = {name: missing(runs) for name, runs in (tables | rows).items()}
     whole = {name: len(runs) for name, runs in (tables | rows).items()}
     if suite and suite not in todo: raise InputError('suite', repr(suite), f"use one of {', '.join(todo)}")

@@ -88,12 +88,15 @@ def trained_encoder(
     net.load_state_dict(part(tensors, 'model.backbone.'))
     return net.eval().to(memory_format=torch.channels_last_3d)
 
-# %% ../../nbs/experiments/92_localization.ipynb #302741b5
+# %% ../../nbs/experiments/92_localization.ipynb #d4a7d89f
 def clip_of(
     run: Run,  # whose encoder
 ) -> tsp.Config:  # `frames`, `stride` and `size` of a clip
     "What an encoder is shown."
-    return run.config if run.method == 'tsp' else replace(tsp.PRESETS['tiny'], size=run.config.size)
+    if run.method == 'tsp':
+        return run.config
+    preset = 'tiny' if run.config.data == 'moving-digits' else 'real'
+    return replace(tsp.PRESETS[preset], size=run.config.size)
 
 
 def features_of(
@@ -228,7 +231,7 @@ def judge_features(
     chance['segments named'] = float(truth['label'].value_counts(normalize=True).iloc[0])
     return values, chance, model, found
 
-# %% ../../nbs/experiments/92_localization.ipynb #8ef6a557
+# %% ../../nbs/experiments/92_localization.ipynb #4ec1ce53
 def called(
     encoder: Run,  # of a paper
 ) -> tuple[str, str]:  # preset, and the row's name; that of another paper than TSP before it
@@ -246,6 +249,7 @@ class Row:
     seed: int = 0  # of the detector
     task: Task = Task()  # videos
     config: Config | None = None  # of the detector; none: of `READERS`
+    root: str = ''  # folder of untrimmed videos, should the encoder be of real ones
 
     def __post_init__(self):
         if self.reader not in (*READERS, 'probe'):
@@ -294,7 +298,7 @@ def detection_card(
     protocol = {k: dict(about, chance=chance.get(k, 0.0)) for k in values}
     return values, protocol, model.rows, dict(example=shown(found, test))
 
-# %% ../../nbs/experiments/92_localization.ipynb #de917c63
+# %% ../../nbs/experiments/92_localization.ipynb #52d807d3
 def localize_run(
     row: Row,  # encoder, reader, seed
     folder: Path,  # runs and features are kept here
@@ -304,7 +308,7 @@ def localize_run(
     "Read an encoder's features, score, write the card."
     begin, extra = time.perf_counter(), {}
     if row.reader == 'probe':
-        cfg, net = clip_of(row.encoder), trained_encoder(row.encoder, folder, root, device)
+        net, cfg = trained_encoder(row.encoder, folder, root, device), replace(clip_of(row.encoder), root=row.root)
         scores = tsp.score_backbone(net.to(device or 'cpu'), cfg, partial(tsp.videos, cfg))
         metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
         protocol, curve = {s.name: dict(s.protocol, chance=s.chance, n=s.n) for s in scores}, []
@@ -315,7 +319,7 @@ def localize_run(
              device=device or 'cpu', seconds=time.perf_counter() - begin, root=root, **extra)
     return load_run(row.name, row.settings(), root)
 
-# %% ../../nbs/experiments/92_localization.ipynb #ce0a98d2
+# %% ../../nbs/experiments/92_localization.ipynb #56da6fa1
 TABLE = [  # encoders, readers
     (('tsp/tiny/tsp', 'tsp/tiny/tac'), ('bmn', 'gtad')),
     (('tec/tiny/full',), ('probe', 'bmn')),
@@ -328,11 +332,13 @@ TABLE = [  # encoders, readers
 
 def rows(
     seeds: Sequence[int] = (0, 1, 2),  # of every row
+    root: str = '',  # folder of untrimmed videos; empty: no rows that need files
 ) -> list[Row]:  # in the order in which to run them
     "The whole table."
-    known = {r.name: r for name in ('tsp-ablation', 'tec-ablation') for r in suites()[name]}
-    return [Row(known[f'{name}-s{seed}'], reader, seed)
-            for names, readers in TABLE for seed in seeds for reader in readers for name in names]
+    known = {r.name: r for name in ('tsp-ablation', 'tec-ablation', 'tec-real') for r in suites()[name]}
+    table = [*TABLE, (('tec/real/full',), ('probe',))] if root else TABLE
+    return [Row(known[f'{name}-s{seed}'], reader, seed, root=root)
+            for names, readers in table for seed in seeds for reader in readers for name in names]
 
 
 def run_rows(

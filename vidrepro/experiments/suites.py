@@ -295,7 +295,7 @@ def grid(
 # %% ../../nbs/experiments/88_suites.ipynb #de885063
 PEOPLE = 'daria', 'denis', 'eli', 'ido', 'ira', 'lena', 'lyova', 'moshe', 'shahar'   # of Weizmann, each left out once
 
-# %% ../../nbs/experiments/88_suites.ipynb #3772f6c9
+# %% ../../nbs/experiments/88_suites.ipynb #539ab2d6
 MAIN = {'tec': ('full', 'instance'), 'mcl': ('full', 'contrast'), 'provico': ('provico', 'infonce'), 'tsp': ('tsp', 'tac')}   # a method and its twin: the rows that are run at every scale
 
 
@@ -326,6 +326,7 @@ def suites(
         tables |= {f'{method}-ablation': ablation(method, **dict(steps=1000) if method == 'tec' else {}),
                    f'{method}-real': twins(method, 'real', root=root), f'{method}-gpu': twins(method, 'gpu')}
     tables['tec-real'] += grid('tec', 'real', {'random': dict(steps=0)}, root=root) + grid('supervised', 'real', {'supervised': {}}, root=root)
+    tables['tsp-real'] += grid('tsp', 'real', {'random': tsp.ABLATION['random']}, root=root)
     people = {f'without-{p}': dict(data=f'weizmann without {p}', steps=200) for p in PEOPLE}
     tables['tec-real'] += grid('supervised', 'real', people, root=root)
     return tables

@@ -22,7 +22,7 @@ from torchvision.utils import flow_to_image
 from ..core.files import InputError, atomic
 from .flow import BOUND, FLOWS, flow, quantise
 
-# %% ../../nbs/motion/16_maps.ipynb #92786c11
+# %% ../../nbs/motion/16_maps.ipynb #a8d8987e
 def _slopes(
     flow: Float[Tensor, 'b 2 t h w'],  # pixels
     reading: str,  # 'paper' or 'official'
@@ -47,7 +47,7 @@ def _magnitude(
 ) -> Float[Tensor, 'b t h w']:
     "One root over all four slopes, or a root for each component."
     if reading == 'paper':
-        return slopes.square().sum((1, 3)).sqrt()
+        return slopes.square().sum(3).sum(1).sqrt()
     return slopes.square().sum(3).sqrt().sum(1)
 
 
