@@ -46,12 +46,12 @@ from .motion.flow import FLOWS
 from .motion.maps import write_flow
 from .papers import supervised, tec, tsp
 
-# %% ../nbs/99_cli.ipynb #8113388b
+# %% ../nbs/99_cli.ipynb #a2bb89df
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help='Four papers on video representation learning, reproduced. Start with `vidrepro demo`.')
 app.add_typer(features_app, name='features', help='Features of long videos, in the formats that detectors read.')
 app.command('gvf')(gvf)
-app.add_typer(localize_app, name='localize', help='Find actions in features: train, predict, evaluate, show.')
+app.add_typer(localize_app, name='localize', help='Find actions in features, and say what they are.')
 app.add_typer(data_app, name='data', help='Data cards, checks, scans, conversion, packing, composed video.')
 out = Console(highlight=False)
 

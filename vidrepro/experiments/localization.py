@@ -7,7 +7,7 @@ __all__ = ['SEEDS', 'LENGTHS', 'THRESHOLDS', 'READERS', 'TABLE', 'STATEMENTS', '
            'features_of', 'examples_of', 'standardised', 'precision_of_length', 'measures', 'named_correctly',
            'judge_features', 'called', 'Row', 'shown', 'detection_card', 'localize_run', 'rows', 'run_rows']
 
-# %% ../../nbs/experiments/92_localization.ipynb #10cf72e8
+# %% ../../nbs/experiments/92_localization.ipynb #834a6bce
 import json
 import time
 from collections.abc import Sequence
@@ -19,17 +19,16 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float32
-from safetensors.torch import save_file
 from torch import nn
 
-from ..core.files import InputError, atomic
+from ..core.files import InputError
 from ..core.results import load_run, save_run
 from ..data.moving_digits import MovingDigits
 from ..data.untrimmed import Script, UntrimmedDigits
 from ..evaluation.detection import ACTIVITYNET, Matches, Rules
 from ..evaluation.detection import average_precision, average_recall, match, summary
 from .suites import MAIN, Run, encoder, execute, missing, suites
-from ..learning.train import part, read_checkpoint
+from ..learning.train import part, read_checkpoint, write_checkpoint
 from ..localize.bmn import DETECTIONS
 from ..localize.detect import SMALL, Config, Detector, Example
 from ..localize.detect import class_scores, detect, fit, propose, truth_of
@@ -88,7 +87,7 @@ def trained_encoder(
     net.load_state_dict(part(tensors, 'model.backbone.'))
     return net.eval().to(memory_format=torch.channels_last_3d)
 
-# %% ../../nbs/experiments/92_localization.ipynb #d4a7d89f
+# %% ../../nbs/experiments/92_localization.ipynb #28703d48
 def clip_of(
     run: Run,  # whose encoder
 ) -> tsp.Config:  # `frames`, `stride` and `size` of a clip
@@ -119,8 +118,7 @@ def features_of(
         for k, length in enumerate(source.lengths.tolist()):
             starts = torch.arange(0, length - tsp.clip_span(cfg) + 1, task.every)
             tensors[f'{p}.{k}'] = tsp.features_at(net, source, k, starts, cfg)
-    with atomic(file) as temp:
-        save_file(tensors, temp, dict(about=json.dumps(about)))
+    write_checkpoint(file, tensors, about)
     return features_of(run, task, folder)
 
 # %% ../../nbs/experiments/92_localization.ipynb #41d26e40

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['require_choices', 'Recipe', 'override', 'parse', 'apply', 'epoch_order', 'Batches', 'prefetch', 'Callback',
            'deferred_stop', 'views_ahead', 'leave_signals', 'Learner', 'fit', 'adamw', 'lr_at', 'Schedule', 'EMA',
-           'Log', 'write_log', 'append_row', 'read_log', 'TensorBoard', 'Progress', 'save_checkpoint',
-           'read_checkpoint', 'part', 'load_state', 'Checkpoint']
+           'Log', 'write_log', 'append_row', 'read_log', 'TensorBoard', 'Progress', 'write_checkpoint',
+           'save_checkpoint', 'read_checkpoint', 'part', 'load_state', 'Checkpoint']
 
 # %% ../../nbs/learning/26_train.ipynb #a07df9ca
 import csv
@@ -435,21 +435,30 @@ class Progress(Callback):
             self.bar.set_postfix({k: f'{v:.3g}' for k, v in self.log.rows[-1].items() if k not in hidden}, refresh=False)
     def after_fit(self, learn): self.bar.close()
 
-# %% ../../nbs/learning/26_train.ipynb #a0ac2642
+# %% ../../nbs/learning/26_train.ipynb #c4bcdf94
+def write_checkpoint(
+    path: Path,  # `*.safetensors`
+    tensors: dict[str, Tensor],  # by name, on any device, shared or not
+    about: dict,  # for the header, as JSON
+) -> None:
+    "Tensors and header in one file that is never half there."
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    with atomic(path) as temp: save_file(tensors, temp, dict(about=json.dumps(about, sort_keys=True)))
+
+
 def save_checkpoint(
     path: Path,  # `*.safetensors`
     learn: Learner,  # whose state to save
     about: dict,  # JSON: method, settings
 ) -> None:
-    "Everything needed to go on, in one file that is never half there."
+    "Everything needed to go on."
     model = learn.accelerator.unwrap_model(learn.model)
     tensors = {f'model.{k}': v for k, v in model.state_dict().items()}
     for i, state in learn.optimizer.state_dict()['state'].items():
         tensors |= {f'optimizer.{i}.{k}': v for k, v in state.items() if v is not None}
     for c in learn.callbacks:
         tensors |= {f'callback.{type(c).__name__}.{k}': v for k, v in c.state().items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic(path) as tmp: save_file(tensors, tmp, dict(about=json.dumps(dict(about, step=learn.step), sort_keys=True)))
+    write_checkpoint(path, tensors, dict(about, step=learn.step))
 
 # %% ../../nbs/learning/26_train.ipynb #c56fd02a
 def read_checkpoint(

@@ -9,7 +9,7 @@ __all__ = ['DIGITS', 'PHRASES', 'SPELLS', 'TEMPLATES', 'CAPTIONS', 'SPECIAL', 'P
            'save_captioner', 'load_captioner', 'train_epoch', 'fit', 'describe', 'write_captions', 'read_captions',
            'NoSynonyms', 'matched', 'meteor', 'bleu', 'pairs_of', 'dense_scores', 'storyboard']
 
-# %% ../../nbs/localize/82_captioning.ipynb #16c2651b
+# %% ../../nbs/localize/82_captioning.ipynb #60b7d547
 import json
 import re
 import warnings
@@ -28,14 +28,13 @@ from matplotlib.figure import Figure
 from nltk.stem.snowball import SnowballStemmer
 from nltk.translate.bleu_score import corpus_bleu
 from nltk.translate.meteor_score import align_words
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.files import InputError, atomic
 from ..core.random import generator, hash_uniform
 from ..data.untrimmed import UntrimmedDigits
 from ..evaluation.detection import segment_iou
-from ..learning.train import part, read_checkpoint
+from ..learning.train import part, read_checkpoint, write_checkpoint
 from .detect import Example, same_channels
 
 # %% ../../nbs/localize/82_captioning.ipynb #8855243e
@@ -348,7 +347,7 @@ class Captioner:
                 said[k] = self.vocabulary.decode(line)
         return said
 
-# %% ../../nbs/localize/82_captioning.ipynb #0b1cd094
+# %% ../../nbs/localize/82_captioning.ipynb #28dab086
 def save_captioner(
     model: Captioner,  # trained
     file: str | Path,  # to write
@@ -356,10 +355,8 @@ def save_captioner(
     "Everything in one file that is never half there."
     about = dict(method='localize.captioning', config=asdict(model.config), rows=model.rows)
     about |= dict(words=list(model.vocabulary.words), channels=model.channels)
-    state = model.network.state_dict()
-    tensors = {f'model.{k}': v.detach().cpu().contiguous() for k, v in state.items()}
-    with atomic(file) as temp:
-        save_file(tensors, temp, dict(about=json.dumps(about, sort_keys=True)))
+    tensors = {f'model.{k}': v for k, v in model.network.state_dict().items()}
+    write_checkpoint(Path(file), tensors, about)
 
 
 def load_captioner(

@@ -6,10 +6,10 @@
 __all__ = ['PRESETS', 'NARROW', 'SMALL', 'Example', 'unlabelled', 'truth_of', 'Config', 'network', 'pooled', 'fit_classes',
            'Detector', 'load_detector', 'batch_features', 'batch_targets', 'same_channels', 'learning_rate',
            'train_epoch', 'fingerprint', 'resume', 'fit', 'run', 'class_scores', 'table_of', 'propose', 'detect',
-           'score', 'evaluate', 'boundary_curves', 'timeline', 'read_features', 'find_features', 'read_examples',
-           'read_video_scores']
+           'score', 'evaluate', 'boundary_curves', 'timeline', 'read_features', 'find_features', 'read_named',
+           'read_examples', 'read_video_scores']
 
-# %% ../../nbs/localize/83_detect.ipynb #a85be30f
+# %% ../../nbs/localize/83_detect.ipynb #f19bea9f
 import hashlib
 import json
 from collections.abc import Sequence
@@ -25,14 +25,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core.files import InputError, atomic
+from ..core.files import InputError
 from ..core.random import generator
 from ..data.datasets import read_activitynet
 from ..evaluation.detection import ACTIVITYNET, COLUMNS, average_recall, match, segment_iou, summary
-from ..learning.train import part, read_checkpoint
+from ..learning.train import part, read_checkpoint, write_checkpoint
 from . import bmn, gtad
 from .bmn import DETECTIONS, PROPOSALS, Reading, Scores, Targets, loss, read_maps
 from .grid import TimeGrid, label, resized, with_classes
@@ -186,7 +185,7 @@ def fit_classes(
     weight = weight.detach() / scale
     return weight, bias.detach() - weight @ mean
 
-# %% ../../nbs/localize/83_detect.ipynb #2cbc02bd
+# %% ../../nbs/localize/83_detect.ipynb #276a2c62
 @dataclass(frozen=True, eq=False)
 class Detector:
     "A trained network with its classes."
@@ -221,11 +220,9 @@ class Detector:
         states = optimiser.state_dict()['state'] if optimiser else {}
         for i, state in states.items():
             tensors |= {f'optimizer.{i}.{k}': v for k, v in state.items()}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         about |= dict(method=f'localize.{self.kind}', config=asdict(self.config), rows=self.rows)
         about |= dict(classes=list(self.classes), channels=self.channels)
-        with atomic(file) as temp:
-            save_file(tensors, temp, dict(about=json.dumps(about, sort_keys=True)))
+        write_checkpoint(Path(file), tensors, about)
 
 # %% ../../nbs/localize/83_detect.ipynb #50870a9a
 def load_detector(
@@ -590,7 +587,25 @@ def find_features(
         raise InputError(f'folder {folder}', 'no .npy', 'give a folder of features')
     return found
 
-# %% ../../nbs/localize/83_detect.ipynb #9f7b2de7
+# %% ../../nbs/localize/83_detect.ipynb #d85391e7
+def read_named(
+    folder: str | Path,  # of features
+    names: Sequence[str] | None = None,  # of videos, without `v_`; none: all of the folder
+    step: float | None = None,  # seconds from row to row, where no NAME.json tells
+    missing: str = 'error',  # videos without features: 'error' or 'skip'
+) -> dict[str, Example]:  # by name, in the order of the names, or sorted; without actions
+    "Features of some videos of a folder."
+    if missing not in ('error', 'skip'):
+        raise InputError('missing', missing, "use 'error' or 'skip'")
+    files = find_features(folder)
+    names = list(files) if names is None else names
+    if absent := [name for name in names if name not in files]:
+        given = f'no features of {len(absent)} of {len(names)} videos: {", ".join(absent[:3])}'
+        if missing == 'error' or len(absent) == len(names):
+            raise InputError(f'folder {folder}', given, 'extract them, or skip missing videos')
+    return {n: replace(read_features(files[n], step), name=n) for n in names if n in files}
+
+
 def read_examples(
     folder: str | Path,  # of features
     annotations: str | Path | None = None,  # ActivityNet's JSON; none: all files, without actions
@@ -599,28 +614,19 @@ def read_examples(
     missing: str = 'error',  # annotated videos without features: 'error' or 'skip'
 ) -> list[Example]:  # in the order of the annotations, or sorted by name
     "Videos of a folder with their actions."
-    if missing not in ('error', 'skip'):
-        raise InputError('missing', missing, "use 'error' or 'skip'")
-    files = find_features(folder)
     if annotations is None:
-        return [replace(read_features(f, step), name=name) for name, f in files.items()]
+        return list(read_named(folder, None, step).values())
     table = read_activitynet(annotations)
     subsets = sorted(table['subset'].unique())
     table = table[table['subset'] == subset]
     if table.empty:
         raise InputError(f'subset of {annotations}', subset, f'use one of {", ".join(subsets)}')
     videos = {str(name).removeprefix('v_'): rows for name, rows in table.groupby('video', sort=False)}
-    if absent := [name for name in videos if name not in files]:
-        given = f'no features of {len(absent)} of {len(videos)} videos: {", ".join(absent[:3])}'
-        if missing == 'error' or len(absent) == len(videos):
-            raise InputError(f'folder {folder}', given, 'extract them, or skip missing videos')
     out = []
-    for name, rows in videos.items():
-        if name in files:
-            rows = rows[rows['label'] != '']
-            spans, words = rows[['start', 'end']].to_numpy(float), tuple(rows['label'])
-            found = read_features(files[name], step)
-            out.append(replace(found, name=name, segments=spans, labels=words))
+    for name, example in read_named(folder, list(videos), step, missing).items():
+        rows = videos[name][videos[name]['label'] != '']
+        spans, words = rows[['start', 'end']].to_numpy(float), tuple(rows['label'])
+        out.append(replace(example, segments=spans, labels=words))
     return out
 
 # %% ../../nbs/localize/83_detect.ipynb #40e4f900

@@ -738,7 +738,7 @@ def scores(
     about = dict(explains='cosine of two clips of a video', frames=cfg.frames, stride=cfg.stride, crop='centre', layer=model.layer)
     return [make_score(name, v, chance['other motion' if 'like' in name else 'covered'], about) for name, v in values.items()]
 
-# %% ../../nbs/papers/60_mcl.ipynb #737ace47
+# %% ../../nbs/papers/60_mcl.ipynb #2ef0b51a
 CODE = dict(
     losses='official', rules='official', reading='official', volume='softmax',
     motion_share=0.7, strangers=False,
@@ -749,12 +749,12 @@ _UCF101 = dict(
     blur=0.5, flow='tvl1', queue=131_072, momentum=0.999, hidden=2048,
 )
 PRESETS = {
-    'tiny': Config(),
+    'tiny': Config(batch=64, steps=700, crop=0.6, momentum=0.9),
     'gpu': Config(
         videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=64, steps=3000,
         warmup=200, queue=16_384, momentum=0.999, hidden=512, flow='tvl1-fast',
     ),
-    'real': Config(data='weizmann', stride=2, size=64, batch=16, steps=300, flip=0.5),
+    'real': Config(data='weizmann', stride=2, size=64, batch=24, steps=400, crop=0.6, momentum=0.9, flip=0.5),
     'paper': Config(**_UCF101),
     'official': Config(**_UCF101, **CODE),
 }
