@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 
 from vidrepro.core.files import InputError
 from vidrepro.core.results import load_run
@@ -20,6 +21,7 @@ from vidrepro.localize.captioning import (CAPTIONS, DIGITS, END, METEOR, NONSENS
                                           greedy, load_captioner, matched, meteor, padded, pairs_of, positions, read_captions,
                                           save_captioner, smoothed_loss, storyboard, templated, words_of, write_captions)
 from vidrepro.localize.detect import Example
+from vidrepro.localize_cli import app
 from vidrepro.papers import tsp
 
 TINY = Config(width=32, hidden=64, layers=1, epochs=1, lr=4e-3)
@@ -284,6 +286,38 @@ class TestFiles:
 
     def test_missing(self, tmp_path):
         with pytest.raises(InputError, match='exists'): read_captions(tmp_path / 'none.json')
+
+
+class TestCommands:
+    @pytest.fixture
+    def home(self, tmp_path):
+        "Features of two videos, captions of three by two annotators, two segments of each."
+        for k, name in enumerate('ab'): np.save(tmp_path / f'v_{name}.npy', np.full((8, 4), k, np.float32))
+        for file, word in (('one', 'up'), ('two', 'down')):
+            lines = dict(duration=8.0, timestamps=[[0.0, 4.0]], sentences=[f'It goes {word}'])
+            (tmp_path / f'{file}.json').write_text(json.dumps({f'v_{name}': lines for name in 'abc'}))
+        both = [dict(segment=[0.0, 3.0], score=0.2), dict(segment=[1.0, 4.0], score=0.9)]
+        (tmp_path / 'places.json').write_text(json.dumps(dict(results={name: both for name in 'abc'})))
+        return tmp_path
+
+    def call(self, *words): return CliRunner().invoke(app, ['captions', *map(str, words)])
+
+    def test_missing_features(self, home):
+        order = 'train', home, home / 'one.json', home / 'words.safetensors', '--step', 1, '--set', 'epochs=1', '--set', 'width=8'
+        refused = self.call(*order)
+        assert refused.exit_code == 2 and 'no features of 1 of 3 videos: c' in refused.stderr and not (home / 'words.safetensors').exists()
+        assert '2 videos, 2 captions' in self.call(*order, '--missing', 'skip').stdout
+
+    def test_best_segments_and_two_annotators(self, home):
+        self.call('train', home, home / 'one.json', home / 'm.safetensors', '--step', 1, '--missing', 'skip', '--set', 'epochs=1')
+        told = self.call('predict', home / 'm.safetensors', home, home / 'places.json', home / 'told.json', '--step', 1, '--missing', 'skip', '--most', 1)
+        assert '2 captions in 2 videos' in told.stdout
+        table = read_captions(home / 'told.json')
+        assert list(table.itertuples(index=False))[0][:3] == ('a', 1.0, 4.0)
+        rated = self.call('evaluate', home / 'told.json', home / 'one.json', home / 'two.json')
+        plain = lambda file: read_captions(home / file).assign(video=lambda t: t.video.str.removeprefix('v_'))
+        expected = dense_scores(table, [plain('one.json'), plain('two.json')])
+        assert rated.stdout.splitlines() == [f'{name}: {value:.4f}' for name, value in expected.items()]
 
 
 class TestMeteor:
