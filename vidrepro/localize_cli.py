@@ -245,7 +245,7 @@ def show(
     plt.close(figure)
     typer.echo(f'{min(most, len(found))} of {len(found)} detections; {out}')
 
-# %% ../nbs/95_localize_cli.ipynb #39972fec
+# %% ../nbs/95_localize_cli.ipynb #2cfa4249
 Sentences = Annotated[Path, typer.Argument(help='Captions, JSON of ActivityNet Captions.')]
 Words = Annotated[Path, typer.Argument(help='Captioner, made by captions train (safetensors).')]
 
@@ -280,7 +280,7 @@ def train_captions(
     typer.echo(f'loss {trained.rows[0]["loss"]:g} in the first epoch, {trained.rows[-1]["loss"]:g} in the last of {config.epochs}')
     typer.echo(f'{len(videos)} videos, {len(table)} captions, {len(trained.vocabulary)} words; {model}')
 
-
+# %% ../nbs/95_localize_cli.ipynb #c8a32778
 @captions_app.command('predict')
 def predict_captions(
     model: Words,  # as its help says
