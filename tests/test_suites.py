@@ -1,7 +1,9 @@
 "Runs, their cards, and the processes they run in."
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -154,17 +156,19 @@ class TestProcesses:
         assert 'the data hold 12 videos' in words.strip().splitlines()[-1]
         assert missing([good, bad], tmp_path / 'cards') == [bad]
 
-    def test_stopping_waits_until_all_have_saved(self, tmp_path, monkeypatch):
-        "An interrupt in the parent ends the children, which get the time to save."
+    @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+    def test_stopping_waits_until_all_have_saved(self, number, tmp_path, monkeypatch):
+        "A signal to the parent ends the children, which get the time to save."
         script = 'import signal, sys, time\ndef stop(*_): time.sleep(0.3); open(sys.argv[1], "w").close(); sys.exit(1)\n' \
                  'signal.signal(signal.SIGTERM, stop)\nopen(sys.argv[1] + ".ready", "w").close()\ntime.sleep(60)'
         def begin(run, *_): return subprocess.Popen([sys.executable, '-c', script, str(tmp_path / run.name)])
-        def ctrl_c(*_):
+        def stopped(*_):
             end = time.monotonic() + 30
             while len(list(tmp_path.glob('*.ready'))) < 2 and time.monotonic() < end: time.sleep(0.01)
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
+            return []
         monkeypatch.setattr(suites, 'start', begin)
-        monkeypatch.setattr(suites, 'look_after', ctrl_c)
+        monkeypatch.setattr(suites, 'look_after', stopped)
         with pytest.raises(KeyboardInterrupt):
             run_suite([Run(n, 'tec', TINY) for n in ('a', 'b', 'c')], tmp_path, 'cpu', 2, tmp_path / 'cards')
         assert sorted(p.name for p in tmp_path.glob('?')) == ['a', 'b']

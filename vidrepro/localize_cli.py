@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step', 'Device', 'Missing', 'Changes', 'Sentences',
-           'Words', 'pick_device', 'changed', 'settings', 'train', 'predict', 'evaluate', 'one_example', 'film_strip',
-           'show', 'plain_names', 'train_captions', 'predict_captions', 'evaluate_captions']
+           'Words', 'pick_device', 'changed', 'settings', 'train', 'predict', 'plain_names', 'report', 'evaluate',
+           'one_example', 'film_strip', 'show', 'train_captions', 'predict_captions', 'evaluate_captions']
 
 # %% ../nbs/95_localize_cli.ipynb #96006dcc
 import json
@@ -149,7 +149,26 @@ def predict(
     write_detections(table, out, external=dict(used=video_scores is not None, details=str(video_scores or '')))
     typer.echo(f'{len(table)} {"proposals" if proposals else "detections"} in {len(videos)} videos; {out}')
 
-# %% ../nbs/95_localize_cli.ipynb #1c816988
+# %% ../nbs/95_localize_cli.ipynb #f6a2aaa0
+def plain_names(
+    table: pd.DataFrame,  # with a column `video`
+) -> pd.DataFrame:  # names without `v_`
+    "Name videos as features are named."
+    return table.assign(video=table['video'].str.removeprefix('v_'))
+
+
+def report(
+    result: dict[str, float],  # numbers by name
+    out: Path | None,  # JSON to write, if any
+) -> None:
+    "Print numbers, and keep them."
+    for name, value in result.items():
+        typer.echo(f'{name}: {value:.4f}')
+    if out:
+        with atomic(out) as temp:
+            temp.write_text(json.dumps(result, indent=1) + '\n')
+
+
 @app.command()
 def evaluate(
     detections: Annotated[Path, typer.Argument(help='JSON of predict, or of any other program.')],  # as its help says
@@ -168,16 +187,10 @@ def evaluate(
     if subset not in subsets:
         raise InputError('--subset', repr(subset), f'use one of {", ".join(subsets)}')
     truth = truth[truth['subset'] == subset]
-    found = read_detections(detections)
-    strip = lambda table: table.assign(video=table['video'].str.removeprefix('v_'))
-    result = detection.score(strip(found), strip(truth), known[thresholds], budget)
-    for name, value in result.items():
-        typer.echo(f'{name:8} {value:.4f}')
-    if out:
-        with atomic(out) as temp:
-            temp.write_text(json.dumps(result, indent=1) + '\n')
+    found = plain_names(read_detections(detections))
+    report(detection.score(found, plain_names(truth), known[thresholds], budget), out)
 
-# %% ../nbs/95_localize_cli.ipynb #791467cf
+# %% ../nbs/95_localize_cli.ipynb #0c5f24e4
 def one_example(
     video: Path,  # file
     features: Path | None,  # folder that holds its features
@@ -196,9 +209,9 @@ def one_example(
         return replace(detection.read_features(files[name], step), name=name)
     network, title, words = pick_encoder(run, backbone, weights)
     with tempfile.TemporaryDirectory() as folder:
-        report = extract(network, video, folder, Settings(**words), title, batch=8)
-        if report.failed:
-            raise InputError(f'video {video}', next(iter(report.failed.values())), 'give a video that can be read')
+        done = extract(network, video, folder, Settings(**words), title, batch=8)
+        if done.failed:
+            raise InputError(f'video {video}', next(iter(done.failed.values())), 'give a video that can be read')
         found = detection.read_features(next(Path(folder).rglob('*.npy')))
     return replace(found, name=video.stem.removeprefix('v_'))
 
@@ -214,7 +227,7 @@ def film_strip(
     size = (height, max(round(height * info.width / info.height), 1))
     return rearrange(read_times(video, times[:, None], size), 'n c 1 h w -> n h w c').numpy()
 
-# %% ../nbs/95_localize_cli.ipynb #f71a1ee9
+# %% ../nbs/95_localize_cli.ipynb #1b6fbe4d
 @app.command()
 def show(
     model: Model,  # as its help says
@@ -235,8 +248,8 @@ def show(
     detector, duration = detection.load_detector(model, pick_device(device)), probe(video).duration
     example, truth = one_example(video, features, run, backbone, weights, step), None
     if annotations:
-        table = read_activitynet(annotations)
-        truth = table[(table['video'].str.removeprefix('v_') == example.name) & (table['label'] != '')]
+        table = plain_names(read_activitynet(annotations))
+        truth = table[(table['video'] == example.name) & (table['label'] != '')]
     found = detection.detect(detector, [example])
     curves = detection.boundary_curves(detector, example)
     figure = detection.timeline(found, duration, truth, curves, film_strip(video), most, example.name)
@@ -245,16 +258,9 @@ def show(
     plt.close(figure)
     typer.echo(f'{min(most, len(found))} of {len(found)} detections; {out}')
 
-# %% ../nbs/95_localize_cli.ipynb #2cfa4249
+# %% ../nbs/95_localize_cli.ipynb #5f3b1b38
 Sentences = Annotated[Path, typer.Argument(help='Captions, JSON of ActivityNet Captions.')]
 Words = Annotated[Path, typer.Argument(help='Captioner, made by captions train (safetensors).')]
-
-
-def plain_names(
-    table: pd.DataFrame,  # with a column `video`
-) -> pd.DataFrame:  # names without `v_`
-    "Name videos as features are named."
-    return table.assign(video=table['video'].str.removeprefix('v_'))
 
 
 @captions_app.command('train')
@@ -280,7 +286,7 @@ def train_captions(
     typer.echo(f'loss {trained.rows[0]["loss"]:g} in the first epoch, {trained.rows[-1]["loss"]:g} in the last of {config.epochs}')
     typer.echo(f'{len(videos)} videos, {len(table)} captions, {len(trained.vocabulary)} words; {model}')
 
-# %% ../nbs/95_localize_cli.ipynb #c8a32778
+# %% ../nbs/95_localize_cli.ipynb #71a15955
 @captions_app.command('predict')
 def predict_captions(
     model: Words,  # as its help says
@@ -309,9 +315,4 @@ def evaluate_captions(
 ) -> None:
     "Print METEOR of captions at the overlaps 0.3, 0.5, 0.7 and 0.9, and its mean."
     told = plain_names(captioning.read_captions(captions))
-    result = captioning.dense_scores(told, [plain_names(captioning.read_captions(f)) for f in references])
-    for name, value in result.items():
-        typer.echo(f'{name}: {value:.4f}')
-    if out:
-        with atomic(out) as temp:
-            temp.write_text(json.dumps(result, indent=1) + '\n')
+    report(captioning.dense_scores(told, [plain_names(captioning.read_captions(f)) for f in references]), out)

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'PEOPLE', 'MAIN', 'Run', 'pick_method', 'pick_preset', 'ho
            'learner', 'trained', 'encoder', 'features', 'score_digits', 'score_videos', 'score', 'nearby', 'execute',
            'grid', 'ablation', 'twins', 'suites', 'missing', 'start', 'obey', 'look_after', 'run_suite']
 
-# %% ../../nbs/experiments/88_suites.ipynb #0681d0c8
+# %% ../../nbs/experiments/88_suites.ipynb #016bc071
 import dataclasses
 import json
 import os
@@ -35,7 +35,7 @@ from ..data.sampling import tec_tuples, uniform_clips
 from ..evaluation.probes import Score, cross_validate, extract, logistic, probe, svm
 from ..evaluation.retrieval import retrieve, retrieve_within
 from ..learning.train import Batches, Checkpoint, Learner, Log, Progress, Recipe, Schedule, TensorBoard
-from ..learning.train import adamw, override, part, read_checkpoint, read_log
+from ..learning.train import adamw, deferred_stop, override, part, read_checkpoint, read_log
 from ..learning.views import prepare
 from ..papers import mcl, provico, supervised, tec, tsp
 
@@ -386,7 +386,7 @@ def look_after(
         bars.remove_task(bar); bars.advance(whole); active.pop(name)
     return failed
 
-# %% ../../nbs/experiments/88_suites.ipynb #a3790df1
+# %% ../../nbs/experiments/88_suites.ipynb #90249685
 def run_suite(
     runs: list[Run],  # what to run, in this order
     folder: Path,  # runs are kept here
@@ -397,10 +397,10 @@ def run_suite(
     "Run what has no card yet, a process each, with a bar for each."
     todo, active, failed = missing(runs, root), {}, []
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.fields[last]}')
-    with Bars(*columns, refresh_per_second=2) as bars:
+    with deferred_stop() as asked, Bars(*columns, refresh_per_second=2) as bars:
         whole = bars.add_task('all runs', total=len(runs), completed=len(runs) - len(todo), last='')
         try:
-            while todo or active:
+            while (todo or active) and not asked.is_set():
                 while todo and len(active) < jobs:
                     run = todo.pop(0)
                     active[run.name] = start(run, folder, device, root, jobs), bars.add_task(run.name, total=run.config.steps, last='')
@@ -409,6 +409,7 @@ def run_suite(
         finally:
             for process, _ in active.values(): process.terminate()
             for process, _ in active.values(): process.wait()
+    if asked.is_set(): raise KeyboardInterrupt
     return failed
 
 # %% ../../nbs/experiments/88_suites.ipynb #ab6cab67
