@@ -103,7 +103,7 @@ real-svm | real/full > real/instance | SVM one group out | paper
     On real footage a linear SVM on the features, person left out, beats one on instance features.
 '''))
 
-# %% ../../nbs/experiments/91_statements.ipynb #c2343c73
+# %% ../../nbs/experiments/91_statements.ipynb #998ab280
 CLAIMS['mcl'] = _claims('mcl', _read('''
 motion | full > contrast | motion probe | paper, Table 1
     Motion-focused contrast knows motion better than plain contrast.
@@ -123,6 +123,8 @@ st-over-s | l-st > l-s | motion probe | paper, Table 1
     It helps more than the spatial one.
 st-over-t | l-st > l-t | motion probe | paper, Table 1
     It helps more than the temporal one.
+added | full > augmentation | motion probe | paper, Table 1
+    Alignment adds to clips and crops chosen by motion.
 '''))
 
 # %% ../../nbs/experiments/91_statements.ipynb #b32f3ae2
@@ -135,18 +137,22 @@ over-features | full > feature | motion probe | paper, Table 2
     It helps a network of single frames, too.
 '''))
 
-# %% ../../nbs/experiments/91_statements.ipynb #5a66d75d
+# %% ../../nbs/experiments/91_statements.ipynb #5c02db26
 CLAIMS['mcl'] += _claims('mcl', _read('''
 cam | full > contrast | CAM on object | paper, Fig. 6
     Grad-CAM falls on what moves.
 gradient | full > contrast | gradient on object | our prediction
     The alignment of gradients carries over to unseen videos.
+cam-features | feature > contrast | CAM on object | ours, after the first runs
+    Grad-CAM follows if the features themselves are aligned.
 '''))
 
-# %% ../../nbs/experiments/91_statements.ipynb #865c6646
+# %% ../../nbs/experiments/91_statements.ipynb #f7f14a77
 CLAIMS['mcl'] += _claims('mcl', _read('''
 official | official > full | motion probe | a reader
     The released code's losses and rules add to the paper's.
+official-losses | official-losses > full | motion probe | a reader
+    Its losses alone do.
 detach | full = detach ± 0.05 | motion probe | a reader
     Holding the weights of the map constant changes nothing.
 flow | full = tvl1 ± 0.05 | motion probe | a reader
