@@ -1,4 +1,5 @@
 "Everything is read from settings.ini, the one place where nbdev and the installer both look."
+
 import configparser
 import shutil
 from pathlib import Path
@@ -18,22 +19,45 @@ class BuildWithCards(build_py):
 
     def run(self):
         super().run()
-        if self.editable_mode: return  # the checkout itself is on the path
+        if self.editable_mode:
+            return  # the checkout itself is on the path
         target = Path(self.build_lib) / cfg['lib_path'] / 'data_cards'
         target.mkdir(parents=True, exist_ok=True)
-        for card in sorted((HERE / 'data_cards').glob('*.md')): shutil.copyfile(card, target / card.name)
+        for card in sorted((HERE / 'data_cards').glob('*.md')):
+            shutil.copyfile(card, target / card.name)
 
 
 setup(
-    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
-    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
-    long_description=(HERE / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    license='Apache-2.0', license_files=['LICENSE'],
-    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Operating System :: POSIX',
-                 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Programming Language :: Python :: 3',
-                 *(f'Programming Language :: Python :: 3.{m}' for m in range(minor, 14))],
-    python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'docs': cfg['docs_requirements'].split()},
-    packages=find_packages(include=[f"{cfg['lib_path']}*"]), cmdclass={'build_py': BuildWithCards}, zip_safe=False,
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    keywords=cfg['keywords'].split(),
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{m}' for m in range(minor, 14)),
+    ],
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg['requirements'].split(),
+    extras_require={
+        'dev': cfg['dev_requirements'].split(),
+        'docs': cfg['docs_requirements'].split(),
+    },
+    packages=find_packages(include=[f"{cfg['lib_path']}*"]),
+    cmdclass={'build_py': BuildWithCards},
+    zip_safe=False,
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+    },
 )

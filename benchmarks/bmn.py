@@ -8,6 +8,7 @@ share their weights, so their losses must agree. They run in turn; times are med
 process of its own reached (CPU, less what it held before) or that the allocator handed out (GPU). The mask needs
 about 0.4 GB a video on top of 1 GB at length 100: `--mask-batch` gives it fewer videos, and its time is scaled.
 """
+
 import argparse
 import multiprocessing
 import resource
@@ -43,7 +44,8 @@ def build(name, length, device):
     grid = TimeGrid(length)
     net = BMN(512, grid, dense=name == 'dense')
     inside = net.match.inside
-    if name == 'mask': net.match = Mask(net.match, grid)
+    if name == 'mask':
+        net.match = Mask(net.match, grid)
     return net.to(device), inside.to(device)
 
 
@@ -70,10 +72,18 @@ def measure(name, videos, args, answers):
     torch.set_num_threads(args.threads)
     device, gpu = args.device, args.device.startswith('cuda')
     net, inside = build(name, args.length, device)
-    optimiser, batch = torch.optim.Adam(net.parameters(), 1e-3), batch_of(videos, args.length, device)
-    peak = lambda: torch.cuda.max_memory_allocated() / 1e6 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    optimiser, batch = (
+        torch.optim.Adam(net.parameters(), 1e-3),
+        batch_of(videos, args.length, device),
+    )
+    peak = lambda: (
+        torch.cuda.max_memory_allocated() / 1e6
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    )
     before = 0.0 if gpu else peak()
-    if gpu: torch.cuda.reset_peak_memory_stats()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
     losses, seconds = [], []
     for _ in range(1 + args.repeats):
         start = time.perf_counter(), time.process_time()
@@ -87,13 +97,19 @@ def main():
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--batch', type=int, default=16)
-    parser.add_argument('--mask-batch', type=int, default=0, help='videos for the mask; default: as the others')
+    parser.add_argument(
+        '--mask-batch', type=int, default=0, help='videos for the mask; default: as the others'
+    )
     parser.add_argument('--length', type=int, default=100)
     parser.add_argument('--repeats', type=int, default=3)
     args = parser.parse_args()
-    print(f'{args.device}, {args.threads} threads, T = D = {args.length}, 512 channels in; '
-          f'medians of {args.repeats} steps, {"seconds" if args.device != "cpu" else "processor seconds"} scaled to {args.batch} videos')
-    print(f'{"":>7} {"videos":>7} {"step":>9} {"ratio":>7} {"memory":>10} {"a video":>9}   loss of steps 1, 2')
+    print(
+        f'{args.device}, {args.threads} threads, T = D = {args.length}, 512 channels in; '
+        f'medians of {args.repeats} steps, {"seconds" if args.device != "cpu" else "processor seconds"} scaled to {args.batch} videos'
+    )
+    print(
+        f'{"":>7} {"videos":>7} {"step":>9} {"ratio":>7} {"memory":>10} {"a video":>9}   loss of steps 1, 2'
+    )
     context, base = multiprocessing.get_context('spawn'), None
     for name in ('sparse', 'dense', 'mask'):
         videos = args.mask_batch or args.batch if name == 'mask' else args.batch
@@ -107,8 +123,11 @@ def main():
         name, losses, seconds, memory = answers.get()
         took = statistics.median(seconds) * args.batch / videos
         base = base or took
-        print(f'{name:>7} {videos:>7} {took:>8.2f}s {took / base:>6.1f}x {memory:>7.0f} MB {memory / videos:>6.0f} MB   '
-              f'{losses[0]:.5f} {losses[1]:.5f}', flush=True)
+        print(
+            f'{name:>7} {videos:>7} {took:>8.2f}s {took / base:>6.1f}x {memory:>7.0f} MB {memory / videos:>6.0f} MB   '
+            f'{losses[0]:.5f} {losses[1]:.5f}',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

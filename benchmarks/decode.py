@@ -167,7 +167,9 @@ def table(paths, size):
     for name, values in list(ratios.items())[1:]:
         middle, low, high = statistics.median(values), min(values), max(values)
         whole = sum(value for value, _ in totals[name]) / sum(base for _, base in totals[name])
-        print(f'{name} / one pass: median {middle:.2f}, from {low:.2f} to {high:.2f}; all files together {whole:.2f}')
+        print(
+            f'{name} / one pass: median {middle:.2f}, from {low:.2f} to {high:.2f}; all files together {whole:.2f}'
+        )
     for note in sorted(notes):
         print(f'* {note}')
 

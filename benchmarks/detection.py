@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from vidrepro.evaluation.detection import (
+from vidrepro.localize.metrics import (
     ACTIVITYNET,
     THUMOS14,
     average_precision,
@@ -140,7 +140,9 @@ def main(videos=1000):
     truth, detections = made_up(videos)
     print(f'{videos} videos, {len(truth)} actions, {len(detections)} detections; CPU seconds')
     for name, loops, vectorised in compare(truth, detections):
-        print(f'{name:18} loops {loops:7.2f}  ours {vectorised:6.3f}  ratio {loops / vectorised:6.1f}')
+        print(
+            f'{name:18} loops {loops:7.2f}  ours {vectorised:6.3f}  ratio {loops / vectorised:6.1f}'
+        )
 
 
 if __name__ == '__main__':

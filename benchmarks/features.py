@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
 from vidrepro.data.scan import list_videos
-from vidrepro.data.transforms import KINETICS_MEAN, KINETICS_STD
 from vidrepro.data.video import VideoError, frame_times, probe, read_clips
 from vidrepro.features.extract import Settings, extract, load, slack
 from vidrepro.models.backbones import BACKBONES, backbone
@@ -48,7 +48,9 @@ def write_synthetic(path, seconds, size=(120, 160), fps=30):
     y, x = np.mgrid[: size[0], : size[1]]
     noise, packets = np.random.default_rng(0).integers(0, 60, size), []
     with av.open(str(path), 'w') as file:
-        stream = file.add_stream('libx264', rate=fps, options={'threads': '1', 'bf': '0', 'preset': 'veryfast'})
+        stream = file.add_stream(
+            'libx264', rate=fps, options={'threads': '1', 'bf': '0', 'preset': 'veryfast'}
+        )
         stream.height, stream.width, stream.pix_fmt = *size, 'yuv420p'
         for number in range(min(20, round(seconds)) * fps):
             wave = 90 + 80 * np.sin((x + 2 * number) / 25) * np.cos((y - number) / 31)
@@ -147,7 +149,9 @@ def memory():
             output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
             clips, peak = map(float, output.split())
             peaks[minutes] = peak
-            print(f'{minutes:3} minutes, {path.stat().st_size / 1e6:6.1f} MB: {clips:6.0f} clips, peak {peak:.0f} MiB')
+            print(
+                f'{minutes:3} minutes, {path.stat().st_size / 1e6:6.1f} MB: {clips:6.0f} clips, peak {peak:.0f} MiB'
+            )
         print(f'60 minutes / 1 minute: {peaks[60] / peaks[1]:.3f}')
 
 
@@ -161,11 +165,15 @@ def encoders(names):
     "Clips a second through the network alone, and of a whole extraction."
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     batch, clips = (32, 64) if device == 'cuda' else (2, 4)
-    print(f'{device}: {torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()}, '
-          f'{torch.get_num_threads()} threads, batch {batch}; clips of 16 x 112 x 112')
+    print(
+        f'{device}: {torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()}, '
+        f'{torch.get_num_threads()} threads, batch {batch}; clips of 16 x 112 x 112'
+    )
     with tempfile.TemporaryDirectory() as folder:
         for i in range(8):
-            seconds = max(2, round(16 * clips / 15 / 8 * (16 if device == 'cuda' else 1)))            # whole seconds, a clip at least
+            seconds = max(
+                2, round(16 * clips / 15 / 8 * (16 if device == 'cuda' else 1))
+            )  # whole seconds, a clip at least
             write_synthetic(Path(folder) / f'v{i}.mp4', seconds, (240, 320))
         for name in names:
             network = backbone(name).eval().to(device, memory_format=torch.channels_last_3d)
@@ -174,12 +182,22 @@ def encoders(names):
                 alone = []
                 for _ in range(ROUNDS if device == 'cpu' else 20):
                     begin = time.perf_counter()
-                    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == 'bf16'):
+                    with (
+                        torch.inference_mode(),
+                        torch.autocast(device, torch.bfloat16, enabled=precision == 'bf16'),
+                    ):
                         network(x).float().cpu()
                     alone.append(time.perf_counter() - begin)
                 workers = 8 if device == 'cuda' else 1
                 out = Path(folder) / f'{name}-{precision}'
-                report = extract(network, folder, out, Settings(precision=precision), batch=batch, workers=workers)
+                report = extract(
+                    network,
+                    folder,
+                    out,
+                    Settings(precision=precision),
+                    batch=batch,
+                    workers=workers,
+                )
                 print(
                     f'{name:12} {precision}: network alone {batch / statistics.median(alone):7.2f} clips/s, '
                     f'extraction {report.clips / report.seconds:7.2f} clips/s, {report.waiting / report.seconds:.0%} waiting for frames'
@@ -201,9 +219,14 @@ def equal(folder):
                 try:
                     if slow is None:
                         numbers = numbers_of(path)
-                        clips = (read_clips(path, numbers[None, i : i + 16])[0] for i in range(len(numbers) - 15))
+                        clips = (
+                            read_clips(path, numbers[None, i : i + 16])[0]
+                            for i in range(len(numbers) - 15)
+                        )
                         with torch.inference_mode():
-                            slow = np.stack([network(prepared(clip)[None])[0].numpy() for clip in clips])
+                            slow = np.stack(
+                                [network(prepared(clip)[None])[0].numpy() for clip in clips]
+                            )
                 except VideoError:
                     how = 'sizes'  # the frame size changes: the slow way cannot stack its frames
                     break
@@ -229,7 +252,14 @@ def main(words):
     if what in ('', 'memory'):
         memory()
     if what in ('', 'encoders'):
-        encoders(rest or [name for name in ('tiny', 'r3d_18', 'r2plus1d_18', 'r2plus1d_34') if name in BACKBONES])
+        encoders(
+            rest
+            or [
+                name
+                for name in ('tiny', 'r3d_18', 'r2plus1d_18', 'r2plus1d_34')
+                if name in BACKBONES
+            ]
+        )
 
 
 if __name__ == '__main__':

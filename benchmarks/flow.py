@@ -5,6 +5,7 @@
 Pairs are Moving Digits. Ours and OpenCV's run in turn in the same process; times are medians. CPU time is printed too,
 for machines that are busy with other work. `fast` is the documented cheap setting.
 """
+
 import argparse
 import statistics
 import time
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from vidrepro.data.moving_digits import MovingDigits
+from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.motion.flow import FAST, grey_levels, tvl1
 
 
@@ -26,14 +27,17 @@ def pairs(size, batch):
 
 def by_opencv(a, b):
     solver = cv2.optflow.DualTVL1OpticalFlow_create()
-    return torch.from_numpy(np.stack([solver.calc(x, y, None) for x, y in zip(a, b)])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([solver.calc(x, y, None) for x, y in zip(a, b)])).permute(
+        0, 3, 1, 2
+    )
 
 
 def clock(work, device):
     "Wall and CPU seconds of a call, and its result."
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
-    if device.type == 'cuda': torch.cuda.synchronize()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
@@ -48,9 +52,19 @@ def main():
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     oracle = hasattr(cv2, 'optflow')
-    print(f'{device}, {args.threads} threads, medians of {args.repeats}' + ('' if oracle else '; no OpenCV contrib here: no ratio'))
-    print(f'{"pairs":>14} {"setting":>8} {"ms a pair":>10} {"CPU ms":>8} {"pairs/s":>8} {"OpenCV ms":>10} {"its CPU":>8} {"ratio":>6} {"difference":>11}')
-    for size, batch, setting in ((32, 14 * args.batch, 'fast'), (32, 4 * args.batch, 'full'), (112, args.batch, 'full'), (256, max(1, args.batch // 8), 'full')):
+    print(
+        f'{device}, {args.threads} threads, medians of {args.repeats}'
+        + ('' if oracle else '; no OpenCV contrib here: no ratio')
+    )
+    print(
+        f'{"pairs":>14} {"setting":>8} {"ms a pair":>10} {"CPU ms":>8} {"pairs/s":>8} {"OpenCV ms":>10} {"its CPU":>8} {"ratio":>6} {"difference":>11}'
+    )
+    for size, batch, setting in (
+        (32, 14 * args.batch, 'fast'),
+        (32, 4 * args.batch, 'full'),
+        (112, args.batch, 'full'),
+        (256, max(1, args.batch // 8), 'full'),
+    ):
         a, b = pairs(size, batch)
         here, parameters = (a.to(device), b.to(device)), FAST if setting == 'fast' else {}
         bytes_ = [x.byte().numpy() for x in (a, b)]
@@ -60,12 +74,17 @@ def main():
         ours, theirs = [], []
         for _ in range(args.repeats):
             ours.append(clock(lambda: tvl1(*here, **parameters), device))
-            if compare: theirs.append(clock(lambda: by_opencv(*(x[few] for x in bytes_)), device))
+            if compare:
+                theirs.append(clock(lambda: by_opencv(*(x[few] for x in bytes_)), device))
         wall, cpu = (1e3 / batch * statistics.median(t[i] for t in ours) for i in (0, 1))
-        line = f'{batch:>5} of {size:>3}^2   {setting:>8} {wall:>10.2f} {cpu:>8.2f} {1e3 / wall:>8.0f}'
+        line = (
+            f'{batch:>5} of {size:>3}^2   {setting:>8} {wall:>10.2f} {cpu:>8.2f} {1e3 / wall:>8.0f}'
+        )
         if compare:
             found = theirs[0][2]
-            wall2, cpu2 = (1e3 / len(found) * statistics.median(t[i] for t in theirs) for i in (0, 1))
+            wall2, cpu2 = (
+                1e3 / len(found) * statistics.median(t[i] for t in theirs) for i in (0, 1)
+            )
             gap = (ours[0][2][few].cpu() - found).norm(dim=1)[:, 4:-4, 4:-4].mean()
             line += f' {wall2:>10.2f} {cpu2:>8.2f} {wall2 / wall:>5.1f}x {gap:>8.3f} px'
         print(line, flush=True)

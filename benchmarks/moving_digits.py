@@ -5,6 +5,7 @@
 The baseline paints the same pictures the obvious way: for each clip and each frame one `affine_grid` and
 `grid_sample` a layer. Both run in turn in the same process; times are medians.
 """
+
 import argparse
 import math
 import statistics
@@ -13,7 +14,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from vidrepro.data.moving_digits import MovingDigits, _digits, _draw, _layers, _photos, _world
+from vidrepro.digits.moving_digits import MovingDigits, _digits, _draw, _layers, _photos, _world
 
 
 def naive_frame(source, draws, pose, device):
@@ -24,22 +25,47 @@ def naive_frame(source, draws, pose, device):
     world, corner = _world(size, split), pose.camera.item()
     pixel = (torch.arange(size, device=device) + 0.5) / size
     fold = torch.tensor([width, height], device=device) - 1
-    scale = 2 * fold / torch.tensor([world.real, world.imag], device=device)  # photograph pixels a window side
-    place = torch.stack(torch.meshgrid(corner.real + pixel, corner.imag + pixel, indexing='xy'), -1) * scale - 0.5
+    scale = (
+        2 * fold / torch.tensor([world.real, world.imag], device=device)
+    )  # photograph pixels a window side
+    place = (
+        torch.stack(torch.meshgrid(corner.real + pixel, corner.imag + pixel, indexing='xy'), -1)
+        * scale
+        - 0.5
+    )
     place = fold - (place % (2 * fold) - fold).abs()  # there and back between the outermost pixels
     canvas = F.grid_sample(photo, ((2 * place + 1) / (fold + 1) - 1)[None], align_corners=False)
     for layer in _layers(draws, pose):
-        if not len(layer.glyph): continue
-        glyph = _digits(size, split)[0][(layer.glyph * len(_digits(size, split)[0])).long()].to(device)
+        if not len(layer.glyph):
+            continue
+        glyph = _digits(size, split)[0][(layer.glyph * len(_digits(size, split)[0])).long()].to(
+            device
+        )
         side, angle, centre = layer.side.item(), layer.angle.item(), layer.centre.item()
         sprite = layer.period == 1.0
         near = lambda c, p: (c - 0.5 + p / 2) % p - p / 2 + 0.5
         centre = complex(near(centre.real, layer.period), near(centre.imag, layer.period))
         opacity = torch.zeros(1, 1, size, size, device=device)
         for copy in [a + 1j * b for a in (-1, 0, 1) for b in (-1, 0, 1)] if sprite else [0]:
-            cos, sin, at = math.cos(angle) / side, math.sin(angle) / side, 2 * (centre + copy) - (1 + 1j)
-            theta = torch.tensor([[[cos, sin, -cos * at.real - sin * at.imag], [-sin, cos, sin * at.real - cos * at.imag]]], device=device)
-            opacity = opacity + F.grid_sample(glyph, F.affine_grid(theta, [1, 1, size, size], align_corners=False), align_corners=False)
+            cos, sin, at = (
+                math.cos(angle) / side,
+                math.sin(angle) / side,
+                2 * (centre + copy) - (1 + 1j),
+            )
+            theta = torch.tensor(
+                [
+                    [
+                        [cos, sin, -cos * at.real - sin * at.imag],
+                        [-sin, cos, sin * at.real - cos * at.imag],
+                    ]
+                ],
+                device=device,
+            )
+            opacity = opacity + F.grid_sample(
+                glyph,
+                F.affine_grid(theta, [1, 1, size, size], align_corners=False),
+                align_corners=False,
+            )
         colour = (255 * layer.colour + 0.5).float().to(device)[:, :, None, None]
         canvas = canvas * (1 - opacity) + opacity * colour
     return canvas[0].to(torch.uint8)
@@ -50,7 +76,15 @@ def naive_clips(source, index, frames, device):
     out = []
     for i, clip in zip(index, frames[:, 0]):
         draws = _draw(source, source.numbers[i][None])
-        images = [naive_frame(source, draws, source.pose(i[None], f[None, None, None]).map(lambda x: x[:, 0]), device) for f in clip]
+        images = [
+            naive_frame(
+                source,
+                draws,
+                source.pose(i[None], f[None, None, None]).map(lambda x: x[:, 0]),
+                device,
+            )
+            for f in clip
+        ]
         out.append(torch.stack(images, 1))
     return torch.stack(out)[:, None]
 
@@ -58,7 +92,8 @@ def naive_clips(source, index, frames, device):
 def seconds(work, device):
     start = time.perf_counter()
     work()
-    if device.type == 'cuda': torch.cuda.synchronize()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -79,8 +114,13 @@ def main():
         slow = lambda: naive_clips(source, index[:few], frames[:few], device)
         gap = (fast()[:few].int() - slow().int()).abs().max().item()
         pairs = [(seconds(fast, device), seconds(slow, device)) for _ in range(args.repeats)]
-        quick, plain = b / statistics.median(p[0] for p in pairs), few / statistics.median(p[1] for p in pairs)
-        print(f'{t}x{size}x{size:<6} {quick:>8.0f}/s {plain:>8.1f}/s {quick / plain:>6.1f}x   {gap} grey levels')
+        quick, plain = (
+            b / statistics.median(p[0] for p in pairs),
+            few / statistics.median(p[1] for p in pairs),
+        )
+        print(
+            f'{t}x{size}x{size:<6} {quick:>8.0f}/s {plain:>8.1f}/s {quick / plain:>6.1f}x   {gap} grey levels'
+        )
 
 
 if __name__ == '__main__':

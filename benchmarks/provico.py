@@ -6,6 +6,7 @@ Each form runs in a process of its own, on one thread. Memory is the highest res
 just before; time is the median over repeats. `sum` makes all differences at once, in blocks of videos that fit into 1 GiB;
 `loop` takes one pair of samples (k, k') after the other.
 """
+
 import argparse
 import resource
 import statistics
@@ -44,7 +45,8 @@ def loop(z_i, var_i, z_j, var_j):
     "The same, one pair (k, k') after the other."
     total, s = 0, var_i[:, None] + var_j
     for x in z_i.unbind(1):
-        for y in z_j.unbind(1): total = total + 0.25 * ((x[:, None] - y) ** 2 / s).sum(2)
+        for y in z_j.unbind(1):
+            total = total + 0.25 * ((x[:, None] - y) ** 2 / s).sum(2)
     return total / (z_i.shape[1] * z_j.shape[1]) + logs(var_i, var_j)
 
 
@@ -55,7 +57,7 @@ def measure(name, shape, repeats, answers):
     "Runs in a child: median seconds, extra mebibytes at most, and the result."
     torch.set_num_threads(1)
     given, seconds = inputs(*shape), []
-    FORMS[name](*(x[:2] for x in given))                                     # first call: libraries load
+    FORMS[name](*(x[:2] for x in given))  # first call: libraries load
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(repeats):
         start = time.perf_counter()
@@ -87,8 +89,11 @@ def main():
     quick, plain = run('fast', shape, args.repeats), run(args.direct, shape, 1)
     gap = (abs(quick[2] - plain[2]) / abs(plain[2]).clip(1e-6)).max()
     print(f'{args.videos} videos, K = {args.samples}, D = {args.dim}, one thread')
-    for name, (seconds, extra, _) in (('fast', quick), (args.direct, plain)): print(f'{name:>6} {seconds:>9.3f} s {extra:>9.1f} MiB')
-    print(f'  {plain[0] / quick[0]:.0f} times faster, {plain[1] / max(quick[1], 0.1):.0f} times less memory, largest relative difference {gap:.1e}')
+    for name, (seconds, extra, _) in (('fast', quick), (args.direct, plain)):
+        print(f'{name:>6} {seconds:>9.3f} s {extra:>9.1f} MiB')
+    print(
+        f'  {plain[0] / quick[0]:.0f} times faster, {plain[1] / max(quick[1], 0.1):.0f} times less memory, largest relative difference {gap:.1e}'
+    )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 "Every shape and type annotation of the package is checked while the tests run."
+
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -7,13 +8,16 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook('vidrepro', 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))')
+install_import_hook(
+    'vidrepro', 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'
+)
 
 
 @pytest.fixture(scope='session', autouse=True)
 def few_threads():
     "Workers share the cores: one thread each."
     import torch
+
     torch.set_num_threads(1)
 
 
@@ -21,6 +25,8 @@ def few_threads():
 def data_dir():
     "Real videos and annotation files, which are never part of the repository."
     from vidrepro.core.files import data_root
+
     root = data_root()
-    if root is None: pytest.skip('no real videos here: set VIDREPRO_DATA to their folder')
+    if root is None:
+        pytest.skip('no real videos here: set VIDREPRO_DATA to their folder')
     return root

@@ -1,4 +1,5 @@
 "Released layouts from synthetic files, an independent forward pass, and files that mean harm."
+
 import argparse
 import collections
 import os
@@ -15,40 +16,69 @@ from torch import nn
 
 from vidrepro.core.files import InputError
 from vidrepro.models.backbones import backbone
-from vidrepro.models.checkpoints import CheckpointError, load_encoder, load_weights, read_file, released_keys, save_released
+from vidrepro.models.checkpoints import (
+    CheckpointError,
+    load_encoder,
+    load_weights,
+    read_file,
+    released_keys,
+    save_released,
+)
 
 COUNTS = dict(r2plus1d_34=414, r2plus1d_18=222, r3d_18=120)
 
 
 def numbers(keys):
     "Random weights that keep a forward pass in range."
+
     def one(key, shape):
-        if key.endswith('tracked'): return torch.tensor(random.randrange(1000))
-        if 'var' in key: return torch.rand(shape) + 0.5
-        return torch.randn(shape) * (0.3 if len(shape) < 2 else (2 / torch.Size(shape[1:]).numel()) ** 0.5)
+        if key.endswith('tracked'):
+            return torch.tensor(random.randrange(1000))
+        if 'var' in key:
+            return torch.rand(shape) + 0.5
+        return torch.randn(shape) * (
+            0.3 if len(shape) < 2 else (2 / torch.Size(shape[1:]).numel()) ** 0.5
+        )
+
     return {key: one(key, shape) for key, shape in keys.items()}
 
 
 def plain(w, x, eps):
     "TSP's encoders straight from released keys: loops, `conv3d` and `batch_norm`."
-    def bn(at, x): return F.batch_norm(x, w[f'{at}.running_mean'], w[f'{at}.running_var'], w[f'{at}.weight'], w[f'{at}.bias'], eps=eps)
-    def pad(k): return tuple(n // 2 for n in k.shape[2:])
+
+    def bn(at, x):
+        return F.batch_norm(
+            x,
+            w[f'{at}.running_mean'],
+            w[f'{at}.running_var'],
+            w[f'{at}.weight'],
+            w[f'{at}.bias'],
+            eps=eps,
+        )
+
+    def pad(k):
+        return tuple(n // 2 for n in k.shape[2:])
+
     def conv(at, x, stride):  # whole, or in two halves
-        if f'{at}.weight' in w: return F.conv3d(x, w[f'{at}.weight'], None, stride, pad(w[f'{at}.weight']))
+        if f'{at}.weight' in w:
+            return F.conv3d(x, w[f'{at}.weight'], None, stride, pad(w[f'{at}.weight']))
         a, b = w[f'{at}.0.weight'], w[f'{at}.3.weight']
         x = bn(f'{at}.1', F.conv3d(x, a, None, (1, *stride[1:]), pad(a))).relu()
         return F.conv3d(x, b, None, (stride[0], 1, 1), pad(b))
+
     factored = 'features.stem.3.weight' in w
     x = conv('features.stem' if factored else 'features.stem.0', x, (1, 2, 2))
     x = bn('features.stem.4' if factored else 'features.stem.1', x).relu()
     for stage in (1, 2, 3, 4):
         for b in range(9):
             at = f'features.layer{stage}.{b}'
-            if f'{at}.conv1.1.weight' not in w: break
+            if f'{at}.conv1.1.weight' not in w:
+                break
             s = (2, 2, 2) if stage > 1 and b == 0 else (1, 1, 1)
             y = bn(f'{at}.conv1.1', conv(f'{at}.conv1.0', x, s)).relu()
             y = bn(f'{at}.conv2.1', conv(f'{at}.conv2.0', y, (1, 1, 1)))
-            if s[0] == 2: x = bn(f'{at}.downsample.1', F.conv3d(x, w[f'{at}.downsample.0.weight'], None, 2))
+            if s[0] == 2:
+                x = bn(f'{at}.downsample.1', F.conv3d(x, w[f'{at}.downsample.0.weight'], None, 2))
             x = (x + y).relu()
     return x.mean((2, 3, 4))
 
@@ -59,21 +89,55 @@ def test_table(name):
     keys = released_keys(name, 200)
     encoder = {k: s for k, s in keys.items() if k.startswith('features.')}
     assert len(encoder) == COUNTS[name] and len(keys) == COUNTS[name] + 4
-    with torch.device('meta'): state = backbone(name).state_dict()
-    assert {k.removeprefix('features.'): s for k, s in encoder.items()} == {k: tuple(v.shape) for k, v in state.items()}
-    typed = {'features.layer1.0.conv1.1.num_batches_tracked': (), 'features.layer2.0.downsample.0.weight': (128, 64, 1, 1, 1),
-             'fc1.weight': (200, 512), 'fc1.bias': (200,), 'fc2.weight': (2, 1024), 'fc2.bias': (2,)}
-    typed |= ({'features.stem.0.weight': (64, 3, 3, 7, 7), 'features.layer4.1.conv2.0.weight': (512, 512, 3, 3, 3)} if name == 'r3d_18' else
-              {'features.stem.0.weight': (45, 3, 1, 7, 7), 'features.stem.3.weight': (64, 45, 3, 1, 1), 'features.stem.4.bias': (64,),
-               'features.layer2.0.conv2.0.0.weight': (288 if name == 'r2plus1d_34' else 230, 128, 1, 3, 3),
-               'features.layer2.0.conv1.0.3.weight': (128, 230, 3, 1, 1)})
+    with torch.device('meta'):
+        state = backbone(name).state_dict()
+    assert {k.removeprefix('features.'): s for k, s in encoder.items()} == {
+        k: tuple(v.shape) for k, v in state.items()
+    }
+    typed = {
+        'features.layer1.0.conv1.1.num_batches_tracked': (),
+        'features.layer2.0.downsample.0.weight': (128, 64, 1, 1, 1),
+        'fc1.weight': (200, 512),
+        'fc1.bias': (200,),
+        'fc2.weight': (2, 1024),
+        'fc2.bias': (2,),
+    }
+    typed |= (
+        {
+            'features.stem.0.weight': (64, 3, 3, 7, 7),
+            'features.layer4.1.conv2.0.weight': (512, 512, 3, 3, 3),
+        }
+        if name == 'r3d_18'
+        else {
+            'features.stem.0.weight': (45, 3, 1, 7, 7),
+            'features.stem.3.weight': (64, 45, 3, 1, 1),
+            'features.stem.4.bias': (64,),
+            'features.layer2.0.conv2.0.0.weight': (
+                288 if name == 'r2plus1d_34' else 230,
+                128,
+                1,
+                3,
+                3,
+            ),
+            'features.layer2.0.conv1.0.3.weight': (128, 230, 3, 1, 1),
+        }
+    )
     assert typed.items() <= keys.items()
     assert released_keys(name, 20, 'tac').keys() - keys.keys() == {'fc.weight', 'fc.bias'}
 
 
-@pytest.mark.parametrize('name, task, gvf, classes', [
-    ('r2plus1d_34', 'tsp', True, 200), ('r2plus1d_34', 'tac', True, 400), ('r2plus1d_18', 'tsp', True, 20), ('r2plus1d_18', 'tac', True, 200),
-    ('r3d_18', 'tsp', True, 200), ('r3d_18', 'tsp', False, 200), ('r3d_18', 'tac', True, 400)])
+@pytest.mark.parametrize(
+    'name, task, gvf, classes',
+    [
+        ('r2plus1d_34', 'tsp', True, 200),
+        ('r2plus1d_34', 'tac', True, 400),
+        ('r2plus1d_18', 'tsp', True, 20),
+        ('r2plus1d_18', 'tac', True, 200),
+        ('r3d_18', 'tsp', True, 200),
+        ('r3d_18', 'tsp', False, 200),
+        ('r3d_18', 'tac', True, 400),
+    ],
+)
 def test_released(tmp_path, name, task, gvf, classes):
     "Every key loads; the forward pass is the independent one; what is written again is what was read."
     torch.manual_seed(1)
@@ -81,16 +145,29 @@ def test_released(tmp_path, name, task, gvf, classes):
     torch.save({'model': collections.OrderedDict(released)}, tmp_path / 'a.pth')
     model, heads, report = load_encoder(tmp_path / 'a.pth', name)
     (tmp_path / 'a.pth').unlink()
-    assert (report.layout, report.backbone, report.keys, report.inflated, report.ignored) == (task, name, COUNTS[name], False, ())
+    assert (report.layout, report.backbone, report.keys, report.inflated, report.ignored) == (
+        task,
+        name,
+        COUNTS[name],
+        False,
+        (),
+    )
     assert set(heads) == ({'fc1', 'fc2'} if task == 'tsp' else {'fc'})
     x = torch.randn(2, 3, 8, 32, 32)
-    with torch.no_grad(): a, b = model(x), plain(released, x, 1e-3 if name == 'r2plus1d_34' else 1e-5)
+    with torch.no_grad():
+        a, b = model(x), plain(released, x, 1e-3 if name == 'r2plus1d_34' else 1e-5)
     assert (a - b).abs().max() < 1e-4 * b.abs().max() and b.std() > 1e-3
-    for head, state in heads.items(): nn.Linear(state['weight'].shape[1], len(state['bias'])).load_state_dict(state)
-    path = save_released(tmp_path / ('b.pth' if task == 'tsp' else 'b.safetensors'), name, model.state_dict(), heads)
+    for head, state in heads.items():
+        nn.Linear(state['weight'].shape[1], len(state['bias'])).load_state_dict(state)
+    path = save_released(
+        tmp_path / ('b.pth' if task == 'tsp' else 'b.safetensors'), name, model.state_dict(), heads
+    )
     back = torch.load(path, weights_only=True)['model'] if task == 'tsp' else load_file(path)
-    assert back.keys() == released.keys() and all(torch.equal(back[k], released[k]) and back[k].dtype == released[k].dtype for k in back)
-    if task == 'tsp': assert list(back) == list(released)
+    assert back.keys() == released.keys() and all(
+        torch.equal(back[k], released[k]) and back[k].dtype == released[k].dtype for k in back
+    )
+    if task == 'tsp':
+        assert list(back) == list(released)
     path.unlink()
 
 
@@ -100,25 +177,37 @@ def small(tmp_path_factory):
     return numbers(released_keys('r3d_18', 20, 'tac')), tmp_path_factory.mktemp('spoilt')
 
 
-@pytest.mark.parametrize('spoil, missing, unexpected, misshapen', [
-    (lambda s: s.pop('features.stem.0.weight'), 1, 0, 0),
-    (lambda s: s.pop('features.stem.1.num_batches_tracked'), 1, 0, 0),
-    (lambda s: s.update({'features.extra': torch.ones(1)}), 0, 1, 0),
-    (lambda s: s.update({'extra': torch.ones(1)}), 0, 1, 0),
-    (lambda s: s.update({'features.stem.1.bias': torch.ones(1)}), 0, 0, 1),
-    (lambda s: s.update({'fc.weight': torch.ones(20, 256)}), 0, 0, 1),
-    (lambda s: s.update({'fc.weight': torch.ones(())}), 0, 0, 2),
-    (lambda s: s.pop('fc.bias'), 1, 0, 0),
-    (lambda s: s.update({'fc2.weight': torch.ones(2, 512)}), 0, 1, 0),
-    (lambda s: [s.pop('fc.weight'), s.pop('fc.bias')], 4, 0, 0)])
+@pytest.mark.parametrize(
+    'spoil, missing, unexpected, misshapen',
+    [
+        (lambda s: s.pop('features.stem.0.weight'), 1, 0, 0),
+        (lambda s: s.pop('features.stem.1.num_batches_tracked'), 1, 0, 0),
+        (lambda s: s.update({'features.extra': torch.ones(1)}), 0, 1, 0),
+        (lambda s: s.update({'extra': torch.ones(1)}), 0, 1, 0),
+        (lambda s: s.update({'features.stem.1.bias': torch.ones(1)}), 0, 0, 1),
+        (lambda s: s.update({'fc.weight': torch.ones(20, 256)}), 0, 0, 1),
+        (lambda s: s.update({'fc.weight': torch.ones(())}), 0, 0, 2),
+        (lambda s: s.pop('fc.bias'), 1, 0, 0),
+        (lambda s: s.update({'fc2.weight': torch.ones(2, 512)}), 0, 1, 0),
+        (lambda s: [s.pop('fc.weight'), s.pop('fc.bias')], 4, 0, 0),
+    ],
+)
 def test_strict(small, spoil, missing, unexpected, misshapen):
     state, folder = dict(small[0]), small[1]
     spoil(state)
     torch.save(state, folder / 's.pth')
-    with pytest.raises(CheckpointError) as e: load_weights(folder / 's.pth', 'r3d_18')
-    assert (len(e.value.missing), len(e.value.unexpected), len(e.value.misshapen)) == (missing, unexpected, misshapen)
+    with pytest.raises(CheckpointError) as e:
+        load_weights(folder / 's.pth', 'r3d_18')
+    assert (len(e.value.missing), len(e.value.unexpected), len(e.value.misshapen)) == (
+        missing,
+        unexpected,
+        misshapen,
+    )
     assert 's.pth' in str(e.value) and '\n' not in str(e.value)
-    assert all(k.split(' (')[0] in str(e.value) for k in (e.value.missing + e.value.unexpected + e.value.misshapen)[:2])
+    assert all(
+        k.split(' (')[0] in str(e.value)
+        for k in (e.value.missing + e.value.unexpected + e.value.misshapen)[:2]
+    )
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
@@ -126,45 +215,85 @@ def test_diverged(small, value):
     state = dict(small[0])
     state['features.layer1.0.conv1.1.bias'] = torch.full((64,), value)
     torch.save(state, small[1] / 'n.pth')
-    with pytest.raises(InputError, match='layer1.0.conv1.1.bias first'): load_weights(small[1] / 'n.pth', 'r3d_18')
+    with pytest.raises(InputError, match='layer1.0.conv1.1.bias first'):
+        load_weights(small[1] / 'n.pth', 'r3d_18')
 
 
 def test_wrong_network_names_the_right_one(small):
     torch.save(small[0], small[1] / 'w.pth')
-    with pytest.raises(CheckpointError, match='these are of r3d_18'): load_weights(small[1] / 'w.pth', 'r2plus1d_18')
-    with pytest.raises(InputError, match='r2plus1d_34'): load_weights(small[1] / 'w.pth', 'r3d')
+    with pytest.raises(CheckpointError, match='these are of r3d_18'):
+        load_weights(small[1] / 'w.pth', 'r2plus1d_18')
+    with pytest.raises(InputError, match='r2plus1d_34'):
+        load_weights(small[1] / 'w.pth', 'r3d')
 
 
 def test_save_refuses(small, tmp_path):
     state = {k.removeprefix('features.'): v for k, v in small[0].items() if 'features' in k}
     fc = {'weight': torch.ones(3, 512), 'bias': torch.ones(3)}
-    for args in ((state, {'fc': {'weight': fc['weight']}}), (state, {}), (state, {'fc1': fc}), ({}, {'fc': fc}), (state, {'fc': fc, 'x': fc})):
-        with pytest.raises(CheckpointError): save_released(tmp_path / 'x.pth', 'r3d_18', *args)
-    with pytest.raises(InputError, match='r3d_18'): save_released(tmp_path / 'x.pth', 'tiny', state, {'fc': fc})
+    for args in (
+        (state, {'fc': {'weight': fc['weight']}}),
+        (state, {}),
+        (state, {'fc1': fc}),
+        ({}, {'fc': fc}),
+        (state, {'fc': fc, 'x': fc}),
+    ):
+        with pytest.raises(CheckpointError):
+            save_released(tmp_path / 'x.pth', 'r3d_18', *args)
+    with pytest.raises(InputError, match='r3d_18'):
+        save_released(tmp_path / 'x.pth', 'tiny', state, {'fc': fc})
     assert not list(tmp_path.iterdir())
 
 
 def mcl_keys(probe=None):
-    with torch.device('meta'): keys = {f'backbone.{k}': tuple(v.shape) for k, v in backbone('r2plus1d_50').state_dict().items()}
+    with torch.device('meta'):
+        keys = {
+            f'backbone.{k}': tuple(v.shape) for k, v in backbone('r2plus1d_50').state_dict().items()
+        }
     for at in ('nce_inter_head', 'nce_intra_head', 'order_head'):
-        keys |= {f'{at}.head.0.weight': (2048, 2048), f'{at}.head.0.bias': (2048,), f'{at}.head.2.weight': (128, 2048), f'{at}.head.2.bias': (128,)}
+        keys |= {
+            f'{at}.head.0.weight': (2048, 2048),
+            f'{at}.head.0.bias': (2048,),
+            f'{at}.head.2.weight': (128, 2048),
+            f'{at}.head.2.bias': (128,),
+        }
     keys |= {'order_classfier.fc.weight': (2, 384), 'order_classfier.fc.bias': (2,)}
-    if probe: keys |= {'classfier.fc.weight': (probe, 2048), 'classfier.fc.bias': (probe,)}
+    if probe:
+        keys |= {'classfier.fc.weight': (probe, 2048), 'classfier.fc.bias': (probe,)}
     return {f'module.{k}': s for k, s in keys.items()}
 
 
 def plain_mcl(w, x):
     "MCL's encoder straight from its keys."
-    def bn(at, x): return F.batch_norm(x, *(w[f'module.backbone.{at}.{n}'] for n in ('running_mean', 'running_var', 'weight', 'bias')))
-    def conv(at, x, *args): return F.conv3d(x, w[f'module.backbone.{at}.weight'], None, *args)
-    x = F.max_pool3d(bn('bn1', conv('conv1', x, (4, 2, 2), (0, 3, 3))).relu(), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+
+    def bn(at, x):
+        return F.batch_norm(
+            x,
+            *(
+                w[f'module.backbone.{at}.{n}']
+                for n in ('running_mean', 'running_var', 'weight', 'bias')
+            ),
+        )
+
+    def conv(at, x, *args):
+        return F.conv3d(x, w[f'module.backbone.{at}.weight'], None, *args)
+
+    x = F.max_pool3d(
+        bn('bn1', conv('conv1', x, (4, 2, 2), (0, 3, 3))).relu(), (1, 3, 3), (1, 2, 2), (0, 1, 1)
+    )
     for stage, count in enumerate((3, 4, 6, 3), 1):
         for at in (f'layer{stage}.{b}' for b in range(count)):
             s = (1, 2, 2) if stage > 1 and at.endswith('.0') else (1, 1, 1)
             y = bn(f'{at}.bn1', conv(f'{at}.conv1', x)).relu()
             y = conv(f'{at}.conv2_t', conv(f'{at}.conv2', y, s, (0, 1, 1)), 1, (1, 0, 0))
             y = bn(f'{at}.bn3', conv(f'{at}.conv3', bn(f'{at}.bn2', y).relu()))
-            x = (y + (bn(f'{at}.downsample.1', conv(f'{at}.downsample.0', x, s)) if at.endswith('.0') else x)).relu()
+            x = (
+                y
+                + (
+                    bn(f'{at}.downsample.1', conv(f'{at}.downsample.0', x, s))
+                    if at.endswith('.0')
+                    else x
+                )
+            ).relu()
     return x.mean((2, 3, 4))
 
 
@@ -174,20 +303,36 @@ def test_mcl(tmp_path, probe):
     assert len(keys) == 334 + 14 + (2 if probe else 0)
     state = numbers(keys)
     ema = {k: v for k, v in state.items() if v.ndim < 2}
-    torch.save(dict(opt=argparse.Namespace(nce_k=131072, lr_decay_epochs=[120, 160], root_path='data'), model=state, model_ema=ema,
-                    contrast={'params': torch.ones(1), 'memory': torch.zeros(4, 128)}, optimizer={'state': {}, 'param_groups': [{'lr': 0.01}]},
-                    scheduler={'last_epoch': 3, 'milestones': collections.Counter([4])}, epoch=200), tmp_path / 'current.pth')
+    torch.save(
+        dict(
+            opt=argparse.Namespace(nce_k=131072, lr_decay_epochs=[120, 160], root_path='data'),
+            model=state,
+            model_ema=ema,
+            contrast={'params': torch.ones(1), 'memory': torch.zeros(4, 128)},
+            optimizer={'state': {}, 'param_groups': [{'lr': 0.01}]},
+            scheduler={'last_epoch': 3, 'milestones': collections.Counter([4])},
+            epoch=200,
+        ),
+        tmp_path / 'current.pth',
+    )
     model, heads, report = load_encoder(tmp_path / 'current.pth', 'r2plus1d_50')
-    assert report.layout == 'mcl' and report.keys == 334 and sum(map(len, heads.values())) == len(keys) - 334
+    assert (
+        report.layout == 'mcl'
+        and report.keys == 334
+        and sum(map(len, heads.values())) == len(keys) - 334
+    )
     assert report.ignored == ('opt', 'model_ema', 'contrast', 'optimizer', 'scheduler', 'epoch')
     assert all(torch.equal(v, state[f'module.backbone.{k}']) for k, v in model.state_dict().items())
-    if probe: return
+    if probe:
+        return
     x = torch.randn(2, 3, 12, 64, 64)
-    with torch.no_grad(): a, b = model(x), plain_mcl(state, x)
+    with torch.no_grad():
+        a, b = model(x), plain_mcl(state, x)
     assert (a - b).abs().max() < 1e-4 * b.abs().max() and b.std() > 1e-3
     del state['module.order_head.head.2.bias']
     torch.save({'model': state}, tmp_path / 'current.pth')
-    with pytest.raises(CheckpointError, match='missing: order_head.head.2.bias'): load_weights(tmp_path / 'current.pth', 'r2plus1d_50')
+    with pytest.raises(CheckpointError, match='missing: order_head.head.2.bias'):
+        load_weights(tmp_path / 'current.pth', 'r2plus1d_50')
 
 
 @pytest.mark.parametrize('fc', [True, False])
@@ -195,57 +340,114 @@ def test_mcl(tmp_path, probe):
 def test_moco(tmp_path, fc, tracked):
     "Picture weights are inflated; the projection becomes MCL's inter head; very old files lack the batch counters."
     two = torchvision.models.resnet50()
-    two.fc = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128)) if fc else nn.Identity()
-    state = {f'module.encoder_q.{k}': v for k, v in two.state_dict().items() if tracked or 'tracked' not in k}
-    torch.save(dict(epoch=200, arch='resnet50', state_dict=state | {'module.queue_ptr': torch.zeros(1)}), tmp_path / 'm.pth.tar')
+    two.fc = (
+        nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
+        if fc
+        else nn.Identity()
+    )
+    state = {
+        f'module.encoder_q.{k}': v
+        for k, v in two.state_dict().items()
+        if tracked or 'tracked' not in k
+    }
+    torch.save(
+        dict(epoch=200, arch='resnet50', state_dict=state | {'module.queue_ptr': torch.zeros(1)}),
+        tmp_path / 'm.pth.tar',
+    )
     weights, heads, report = load_weights(tmp_path / 'm.pth.tar', 'r2plus1d_50')
-    assert report.layout == 'moco' and report.inflated and report.ignored == ('epoch', 'arch', 'queue_ptr')
+    assert (
+        report.layout == 'moco'
+        and report.inflated
+        and report.ignored == ('epoch', 'arch', 'queue_ptr')
+    )
     assert set(heads) == ({'nce_inter_head'} if fc else set())
     assert torch.equal(weights['conv1.weight'][:, :, 1], two.conv1.weight) and len(weights) == 334
-    if fc: assert torch.equal(heads['nce_inter_head']['head.2.weight'], two.fc[2].weight)
-    with pytest.raises(CheckpointError): load_weights(tmp_path / 'm.pth.tar', 'resnet_18_2d')
+    if fc:
+        assert torch.equal(heads['nce_inter_head']['head.2.weight'], two.fc[2].weight)
+    with pytest.raises(CheckpointError):
+        load_weights(tmp_path / 'm.pth.tar', 'resnet_18_2d')
 
 
-@pytest.mark.parametrize('name, make', [('r3d_18', torchvision.models.video.r3d_18), ('r2plus1d_18', torchvision.models.video.r2plus1d_18),
-                                        ('resnet_18_2d', torchvision.models.resnet18)])
+@pytest.mark.parametrize(
+    'name, make',
+    [
+        ('r3d_18', torchvision.models.video.r3d_18),
+        ('r2plus1d_18', torchvision.models.video.r2plus1d_18),
+        ('resnet_18_2d', torchvision.models.resnet18),
+    ],
+)
 def test_torchvision_files(tmp_path, name, make):
     theirs = make(num_classes=7)
     torch.save(theirs.state_dict(), tmp_path / 't.pth')
     model, heads, report = load_encoder(tmp_path / 't.pth', name)
     assert report.layout == 'torchvision' and report.heads['fc.weight'] == (7, model.dim)
     x = torch.randn(1, 3, 1, 32, 32)
-    with torch.no_grad(): want = theirs.eval()(x[:, :, 0] if '2d' in name else x)
-    torch.testing.assert_close(model(x) @ heads['fc']['weight'].T + heads['fc']['bias'], want, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        want = theirs.eval()(x[:, :, 0] if '2d' in name else x)
+    torch.testing.assert_close(
+        model(x) @ heads['fc']['weight'].T + heads['fc']['bias'], want, atol=1e-4, rtol=1e-4
+    )
 
 
-def tiny(): return {f'model.backbone.{k}': v for k, v in backbone('tiny').state_dict().items()}
+def tiny():
+    return {f'model.backbone.{k}': v for k, v in backbone('tiny').state_dict().items()}
 
 
-@pytest.mark.parametrize('suffix, save', [
-    ('.pth', torch.save), ('.pt', torch.save), ('.pth', lambda s, p: torch.save(s, p, _use_new_zipfile_serialization=False)), ('.safetensors', save_file)])
+@pytest.mark.parametrize(
+    'suffix, save',
+    [
+        ('.pth', torch.save),
+        ('.pt', torch.save),
+        ('.pth', lambda s, p: torch.save(s, p, _use_new_zipfile_serialization=False)),
+        ('.safetensors', save_file),
+    ],
+)
 def test_formats(tmp_path, suffix, save):
     state = tiny()
     save(state, tmp_path / f'f{suffix}')
     weights, heads, report = load_weights(tmp_path / f'f{suffix}', 'tiny')
-    assert report.layout == 'vidrepro' and not heads and all(torch.equal(weights[k.removeprefix('model.backbone.')], v) for k, v in state.items())
+    assert (
+        report.layout == 'vidrepro'
+        and not heads
+        and all(
+            torch.equal(weights[k.removeprefix('model.backbone.')], v) for k, v in state.items()
+        )
+    )
 
 
 class Call:
     "A pickle that calls something when it is read."
-    def __init__(self, function, *args): self.call = function, args
-    def __reduce__(self): return self.call
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
 
 
 class Late:
     "An innocent class with a state that calls something."
-    def __init__(self, inner): self.inner = inner
+
+    def __init__(self, inner):
+        self.inner = inner
 
 
-MEAN = [lambda p: Call(os.system, f'touch "{p}"'), lambda p: Call(exec, f'open({str(p)!r}, "w")'), lambda p: Call(open, str(p), 'w'),
-        lambda p: Late(Call(open, str(p), 'w')), lambda p: Call(getattr, Call(__import__, 'os'), 'system'),
-        lambda p: Call(torch.load, str(p)), lambda p: Call(argparse.Namespace, Call(open, str(p), 'w'))]
-HIDE = [lambda e: e, lambda e: {'model': e}, lambda e: {'model': tiny(), 'args': e}, lambda e: {'model': tiny(), 'opt': argparse.Namespace(x=[e])},
-        lambda e: {'model': {**tiny(), 'x': e}}]
+MEAN = [
+    lambda p: Call(os.system, f'touch "{p}"'),
+    lambda p: Call(exec, f'open({str(p)!r}, "w")'),
+    lambda p: Call(open, str(p), 'w'),
+    lambda p: Late(Call(open, str(p), 'w')),
+    lambda p: Call(getattr, Call(__import__, 'os'), 'system'),
+    lambda p: Call(torch.load, str(p)),
+    lambda p: Call(argparse.Namespace, Call(open, str(p), 'w')),
+]
+HIDE = [
+    lambda e: e,
+    lambda e: {'model': e},
+    lambda e: {'model': tiny(), 'args': e},
+    lambda e: {'model': tiny(), 'opt': argparse.Namespace(x=[e])},
+    lambda e: {'model': {**tiny(), 'x': e}},
+]
 
 
 @pytest.mark.parametrize('mean', range(len(MEAN)))
@@ -255,7 +457,8 @@ def test_harm(tmp_path, mean, hide, zipped):
     "Refused in one line that names the file, and nothing happened."
     marker, path = tmp_path / 'marker', tmp_path / 'evil.pth'
     torch.save(HIDE[hide](MEAN[mean](marker)), path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match='refused, and nothing of it was run') as e: load_weights(path, 'tiny')
+    with pytest.raises(InputError, match='refused, and nothing of it was run') as e:
+        load_weights(path, 'tiny')
     assert not marker.exists() and str(path) in str(e.value) and '\n' not in str(e.value)
 
 
@@ -267,53 +470,102 @@ def test_the_harm_is_real(tmp_path):
         assert marker.exists()
 
 
-def text(word): return b'X' + len(word).to_bytes(4, 'little') + word.encode()
+def text(word):
+    return b'X' + len(word).to_bytes(4, 'little') + word.encode()
 
 
-@pytest.mark.parametrize('steps', [
-    b'}' + text('a') + b'K\x01sb',  # attributes, as argparse has them
-    b'}' + text('__setstate__') + b'ccollections\nOrderedDict\nsb' + b'}' + text('a') + b'K\x01sb',  # a state setter of its own, then used
-    b'N}' + text('__class__') + b'ccollections\nCounter\ns\x86b',  # another class, by way of slots
-    b'}' + text('__dict__') + b'}sb'], ids=['plain', 'setter', 'class', 'dict'])
+@pytest.mark.parametrize(
+    'steps',
+    [
+        b'}' + text('a') + b'K\x01sb',  # attributes, as argparse has them
+        b'}'
+        + text('__setstate__')
+        + b'ccollections\nOrderedDict\nsb'
+        + b'}'
+        + text('a')
+        + b'K\x01sb',  # a state setter of its own, then used
+        b'N}'
+        + text('__class__')
+        + b'ccollections\nCounter\ns\x86b',  # another class, by way of slots
+        b'}' + text('__dict__') + b'}sb',
+    ],
+    ids=['plain', 'setter', 'class', 'dict'],
+)
 def test_namespace_cannot_be_bent(tmp_path, steps):
     "Instructions written by hand, in place of those that `torch.save` wrote."
     torch.save({}, tmp_path / 'old.pth')
     allowed = set(torch.serialization.get_safe_globals())
     body = b'\x80\x02}' + text('args') + b'cargparse\nNamespace\n)\x81' + steps + b's.'
-    with zipfile.ZipFile(tmp_path / 'old.pth') as old, zipfile.ZipFile(tmp_path / 'new.pth', 'w') as new:
-        for record in old.namelist(): new.writestr(record, body if record.endswith('data.pkl') else old.read(record))
+    with (
+        zipfile.ZipFile(tmp_path / 'old.pth') as old,
+        zipfile.ZipFile(tmp_path / 'new.pth', 'w') as new,
+    ):
+        for record in old.namelist():
+            new.writestr(record, body if record.endswith('data.pkl') else old.read(record))
     args = read_file(tmp_path / 'new.pth')['args']
-    assert type(args).__name__ == '_Nothing' and not hasattr(args, '__dict__') and not hasattr(args, 'a')
+    assert (
+        type(args).__name__ == '_Nothing'
+        and not hasattr(args, '__dict__')
+        and not hasattr(args, 'a')
+    )
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
 @pytest.mark.filterwarnings('ignore:Validating sparse')
-@pytest.mark.parametrize('content', [torch.ones(3), [1], 'text', {}, {'model': {}}, {'model': {'a': 1}}, {'model': {3: torch.ones(1)}},
-                                     {'a': torch.ones(2).to_sparse()}, {'a': torch.ones(2, dtype=torch.cfloat)}, {'a': torch.empty(2, device='meta')}])
+@pytest.mark.parametrize(
+    'content',
+    [
+        torch.ones(3),
+        [1],
+        'text',
+        {},
+        {'model': {}},
+        {'model': {'a': 1}},
+        {'model': {3: torch.ones(1)}},
+        {'a': torch.ones(2).to_sparse()},
+        {'a': torch.ones(2, dtype=torch.cfloat)},
+        {'a': torch.empty(2, device='meta')},
+    ],
+)
 def test_no_weights(tmp_path, content):
     torch.save(content, tmp_path / 'c.pth')
-    with pytest.raises(InputError, match='c.pth') as e: load_weights(tmp_path / 'c.pth', 'tiny')
+    with pytest.raises(InputError, match='c.pth') as e:
+        load_weights(tmp_path / 'c.pth', 'tiny')
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('suffix, zipped', [('.pth', True), ('.pth', False), ('.safetensors', True)])
+@pytest.mark.parametrize(
+    'suffix, zipped', [('.pth', True), ('.pth', False), ('.safetensors', True)]
+)
 def test_damage(tmp_path, suffix, zipped):
     "Cut or flipped anywhere: an InputError, or weights of the right shapes; never another exception."
     path, rng = tmp_path / f'd{suffix}', random.Random(0)
-    if suffix == '.safetensors': save_file({f'model.backbone.{k}': v for k, v in backbone('tiny').state_dict().items()}, path)
-    else: torch.save(tiny(), path, _use_new_zipfile_serialization=zipped)
+    if suffix == '.safetensors':
+        save_file(
+            {f'model.backbone.{k}': v for k, v in backbone('tiny').state_dict().items()}, path
+        )
+    else:
+        torch.save(tiny(), path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     for i in range(40):
         data = bytearray(whole)
-        if i % 2: data = data[:rng.randrange(len(data))] if i % 4 == 1 else data[:rng.randrange(2000)]
+        if i % 2:
+            data = data[: rng.randrange(len(data))] if i % 4 == 1 else data[: rng.randrange(2000)]
         else:
-            for _ in range(3): data[rng.randrange(4000) if i % 4 else -rng.randrange(1, 4000)] ^= 1 << rng.randrange(8)
+            for _ in range(3):
+                data[rng.randrange(4000) if i % 4 else -rng.randrange(1, 4000)] ^= (
+                    1 << rng.randrange(8)
+                )
         path.write_bytes(data)
-        try: state = load_weights(path, 'tiny')[0]
-        except InputError as e: assert '\n' not in str(e)
-        else: assert set(state) == set(backbone('tiny').state_dict())
+        try:
+            state = load_weights(path, 'tiny')[0]
+        except InputError as e:
+            assert '\n' not in str(e)
+        else:
+            assert set(state) == set(backbone('tiny').state_dict())
 
 
 @pytest.mark.parametrize('name', ['none.pth', 'none.safetensors', ''])
 def test_no_file(tmp_path, name):
-    with pytest.raises(InputError): read_file(tmp_path / name)
+    with pytest.raises(InputError):
+        read_file(tmp_path / name)

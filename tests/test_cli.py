@@ -1,4 +1,5 @@
 "The command line as people use it: a run from a folder of videos to scores, and bad input in one line."
+
 import contextlib
 import io
 import json
@@ -11,16 +12,36 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vidrepro import cli
-from vidrepro.data.moving_digits import MovingDigits, write_videos
+from vidrepro.cli.main import main as cli
+from vidrepro.digits.moving_digits import MovingDigits, write_videos
 
-SMALL = ['--set', 'steps=3', '--set', 'batch=4', '--set', 'frames=4', '--set', 'size=24', '--set', 'speeds=1,2', '--device', 'cpu']
+SMALL = [
+    '--set',
+    'steps=3',
+    '--set',
+    'batch=4',
+    '--set',
+    'frames=4',
+    '--set',
+    'size=24',
+    '--set',
+    'speeds=1,2',
+    '--device',
+    'cpu',
+]
 
 
 def vidrepro(*words, ok=True, cwd=None):
     "Run the command line in a process; its exit code, output and errors."
-    done = subprocess.run([sys.executable, '-m', 'vidrepro.cli', *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300)
-    if ok: assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run(
+        [sys.executable, '-m', 'vidrepro.cli.main', *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+    if ok:
+        assert done.returncode == 0, done.stderr[-2000:]
     return done
 
 
@@ -44,7 +65,13 @@ def test_from_videos_to_scores(trained):
     scores = {s['name']: s for s in json.loads((trained / 'scores.json').read_text())}
     assert {'R@1', 'SVM'} <= set(scores) and 'chance' in done.stdout
     assert scores['R@1']['n'] == 4 and scores['R@1']['chance'] == pytest.approx(0.5)
-    assert sorted(p.name for p in trained.iterdir()) == ['checkpoint.safetensors', 'log.csv', 'scores.json', 'settings.json', 'tensorboard']
+    assert sorted(p.name for p in trained.iterdir()) == [
+        'checkpoint.safetensors',
+        'log.csv',
+        'scores.json',
+        'settings.json',
+        'tensorboard',
+    ]
 
 
 def test_train_again_needs_resume(folder, trained):
@@ -74,8 +101,14 @@ def test_pictures_of_a_video(folder, trained, tmp_path):
     vidrepro('gradcam', trained, video, '--out', tmp_path, '--device', 'cpu')
     vidrepro('flow', video, '--out', tmp_path / 'map.mp4', '--show', 'map', '--short', 0)
     vidrepro('flow', video, '--out', tmp_path / 'flow.npz', '--method', 'difference', '--short', 16)
-    assert {p.name for p in tmp_path.iterdir()} == {f'{video.stem}.gradcam.png', f'{video.stem}.gradcam.gif', 'map.mp4', 'flow.npz'}
-    with av.open(str(tmp_path / 'map.mp4')) as f: assert sum(1 for _ in f.decode(video=0)) == 15      # one less than frames
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f'{video.stem}.gradcam.png',
+        f'{video.stem}.gradcam.gif',
+        'map.mp4',
+        'flow.npz',
+    }
+    with av.open(str(tmp_path / 'map.mp4')) as f:
+        assert sum(1 for _ in f.decode(video=0)) == 15  # one less than frames
 
 
 def one_frame(path):
@@ -97,10 +130,14 @@ def sound(path):
 
 
 def broken(kind, path, good):
-    if kind == 'empty': path.write_bytes(b'')
-    elif kind == 'truncated': path.write_bytes(good.read_bytes()[:600])
-    elif kind == 'one frame': one_frame(path)
-    else: sound(path)
+    if kind == 'empty':
+        path.write_bytes(b'')
+    elif kind == 'truncated':
+        path.write_bytes(good.read_bytes()[:600])
+    elif kind == 'one frame':
+        one_frame(path)
+    else:
+        sound(path)
 
 
 @pytest.mark.parametrize('kind', ['empty', 'truncated', 'one frame', 'audio only'])
@@ -129,7 +166,10 @@ CASES = {
     'no frames': (['train', 'tec', '--set', 'frames=0'], 'at least 1'),
     'wrong row': (['train', 'tec', '--set', 'temporal=sometimes'], 'equivariant'),
     'odd batch': (['train', 'tec', '--set', 'batch=7'], 'multiple'),
-    'big batch': (['train', 'tec', '--data', '{folder}', '--set', 'frames=4', '--set', 'batch=64'], 'smaller batch'),
+    'big batch': (
+        ['train', 'tec', '--data', '{folder}', '--set', 'frames=4', '--set', 'batch=64'],
+        'smaller batch',
+    ),
     'unknown backbone': (['train', 'tec', '--set', 'backbone=resnet'], 'r3d_18'),
     'unknown suite': (['run', 'everything'], 'tec-ablation'),
     'no checkpoint': (['evaluate', '{empty}'], 'no such file'),
@@ -148,13 +188,26 @@ CASES = {
 @pytest.mark.parametrize('case', CASES)
 def test_bad_input(case, folder, trained, tmp_path, monkeypatch):
     words, hint = CASES[case]
-    for name in ('empty', 'other', 'half'): (tmp_path / name).mkdir()
+    for name in ('empty', 'other', 'half'):
+        (tmp_path / name).mkdir()
     whole = trained / 'checkpoint.safetensors'
-    save_file(load_file(whole), tmp_path / 'other/checkpoint.safetensors', {'about': json.dumps(dict(method='other'))})
+    save_file(
+        load_file(whole),
+        tmp_path / 'other/checkpoint.safetensors',
+        {'about': json.dumps(dict(method='other'))},
+    )
     (tmp_path / 'half/checkpoint.safetensors').write_bytes(whole.read_bytes()[:5000])
     good = sorted(p.relative_to(folder) for p in folder.rglob('*.mp4'))
-    (tmp_path / 'list.txt').write_text(''.join(f'{p} {p.parent}\n' for p in [*good, good[0].parent / 'none.mp4']))
-    paths = dict(folder=folder, trained=trained, video=next(folder.rglob('*.mp4')), listing=tmp_path / 'list.txt', **{n: tmp_path / n for n in ('empty', 'other', 'half')})
+    (tmp_path / 'list.txt').write_text(
+        ''.join(f'{p} {p.parent}\n' for p in [*good, good[0].parent / 'none.mp4'])
+    )
+    paths = dict(
+        folder=folder,
+        trained=trained,
+        video=next(folder.rglob('*.mp4')),
+        listing=tmp_path / 'list.txt',
+        **{n: tmp_path / n for n in ('empty', 'other', 'half')},
+    )
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
     code, _, errors = in_process(monkeypatch, tmp_path, [w.format(**paths) for w in words])
     assert code == 2 and len(errors.strip().splitlines()) == 1 and hint in errors, errors
@@ -167,5 +220,6 @@ def in_process(monkeypatch, cwd, words):
     monkeypatch.setattr(sys, 'argv', ['vidrepro', *words])
     monkeypatch.setattr(cli.out, '_file', said)
     monkeypatch.chdir(cwd)
-    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stop: cli.main()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stop:
+        cli.main()
     return stop.value.code or 0, said.getvalue(), errors.getvalue()

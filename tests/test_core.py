@@ -1,4 +1,5 @@
 "Properties and faults of the core room that a page has no room for."
+
 import json
 import os
 import pickle
@@ -26,17 +27,25 @@ def mix(z):
     return z ^ (z >> 31)
 
 
-@given(st.integers(-2**70, 2**70), st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6), st.integers(1, 5))
+@given(
+    st.integers(-(2**70), 2**70),
+    st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6),
+    st.integers(1, 5),
+)
 @settings(max_examples=100, deadline=None)
 def test_hash_uniform_is_its_formula(seed, index, slots):
     u = hash_uniform(seed, torch.tensor(index), slots)
     for row, i in zip(u, index):
         key = mix((seed + (i + 1) * GAMMA) % 2**64)
-        assert row.tolist() == [(mix((key + (s + 1) * GAMMA) % 2**64) >> 11) / 2**53 for s in range(slots)]
+        assert row.tolist() == [
+            (mix((key + (s + 1) * GAMMA) % 2**64) >> 11) / 2**53 for s in range(slots)
+        ]
 
 
-@given(st.lists(st.one_of(st.integers(0, 3), st.text('ab,"', max_size=3)), max_size=3),
-       st.lists(st.one_of(st.integers(0, 3), st.text('ab,"', max_size=3)), max_size=3))
+@given(
+    st.lists(st.one_of(st.integers(0, 3), st.text('ab,"', max_size=3)), max_size=3),
+    st.lists(st.one_of(st.integers(0, 3), st.text('ab,"', max_size=3)), max_size=3),
+)
 @settings(max_examples=200, deadline=None)
 def test_generator_names(one, other):
     same = generator(*one).initial_seed() == generator(*other).initial_seed()
@@ -67,10 +76,13 @@ for _ in range(40):
 
 def test_two_writers(tmp_path):
     path = tmp_path / 'page'
-    writers = [subprocess.Popen([sys.executable, '-c', WRITER, str(path), letter]) for letter in 'ab']
+    writers = [
+        subprocess.Popen([sys.executable, '-c', WRITER, str(path), letter]) for letter in 'ab'
+    ]
     seen = set()
     while any(w.poll() is None for w in writers):
-        if path.exists(): seen.add(path.read_text())
+        if path.exists():
+            seen.add(path.read_text())
         time.sleep(0.001)
     assert [w.returncode for w in writers] == [0, 0]
     assert seen <= {'a' * 10_000, 'b' * 10_000} and os.listdir(tmp_path) == ['page']
@@ -84,7 +96,8 @@ def test_folder_survives_a_failed_swap(tmp_path, monkeypatch):
 
     def failing(source, target):
         calls.append(target)
-        if len(calls) == 2: raise OSError('disk')
+        if len(calls) == 2:
+            raise OSError('disk')
         replace(source, target)
 
     monkeypatch.setattr(os, 'replace', failing)
@@ -95,15 +108,26 @@ def test_folder_survives_a_failed_swap(tmp_path, monkeypatch):
 
 
 def test_card_of_a_used_name_is_refused(tmp_path):
-    with pytest.raises(TypeError): save_run('a', {}, {}, [], root=tmp_path, **FACTS, env={})
+    with pytest.raises(TypeError):
+        save_run('a', {}, {}, [], root=tmp_path, **FACTS, env={})
     assert list_runs(root=tmp_path) == []
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf'), np.float32('nan'), torch.tensor(float('-inf')), [1.0, float('nan')]])
+@pytest.mark.parametrize(
+    'value',
+    [
+        float('nan'),
+        float('inf'),
+        np.float32('nan'),
+        torch.tensor(float('-inf')),
+        [1.0, float('nan')],
+    ],
+)
 @pytest.mark.parametrize('field', ['config', 'metrics', 'protocol', 'data'])
 def test_no_card_of_a_run_that_diverged(tmp_path, field, value):
     card = dict(dict(FACTS, config={}, metrics={}, curve=[]), **{field: dict(x=value)})
-    with pytest.raises(InputError, match=rf'{field}\.x'): save_run('a', root=tmp_path, **card)
+    with pytest.raises(InputError, match=rf'{field}\.x'):
+        save_run('a', root=tmp_path, **card)
     assert not list(tmp_path.iterdir())
 
 
@@ -115,7 +139,9 @@ def test_long_curve_fits(tmp_path):
 
 def test_message_names_the_first_difference(tmp_path):
     save_run('a', dict(model=dict(width=16, depth=2)), {}, [], root=tmp_path, **FACTS)
-    with pytest.raises(InputError, match=r'config\.model\.depth = 2 in the card, 3 asked') as caught:
+    with pytest.raises(
+        InputError, match=r'config\.model\.depth = 2 in the card, 3 asked'
+    ) as caught:
         load_run('a', dict(model=dict(width=32, depth=3)), tmp_path)
     assert 'width' not in str(caught.value)
 

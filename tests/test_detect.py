@@ -1,4 +1,5 @@
 "Detectors end to end: what perfect, useless and memorised features must give; restarts; broken input, from memory and on the command line."
+
 import json
 from dataclasses import replace
 
@@ -8,14 +9,35 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
 from vidrepro.data.datasets import write_activitynet
-from vidrepro.data.moving_digits import MovingDigits, write_video
-from vidrepro.evaluation.detection import read_detections
+from vidrepro.digits.moving_digits import MovingDigits, write_video
 from vidrepro.localize import detect as module
-from vidrepro.localize.detect import (PRESETS, SMALL, Config, Example, batch_features, batch_targets, detect, evaluate, fit, fit_classes, learning_rate,
-                                      load_detector, network, pooled, propose, read_examples, read_features, score, timeline, truth_of, unlabelled)
-from vidrepro.localize_cli import app
+from vidrepro.localize.detect import (
+    PRESETS,
+    SMALL,
+    Config,
+    Example,
+    batch_features,
+    batch_targets,
+    detect,
+    evaluate,
+    fit,
+    fit_classes,
+    learning_rate,
+    load_detector,
+    network,
+    pooled,
+    propose,
+    read_examples,
+    read_features,
+    score,
+    timeline,
+    truth_of,
+    unlabelled,
+)
+from vidrepro.localize.metrics import read_detections
 
 
 def told(count, seed, classes=('spin', 'wave'), cells=32, noise=0.3, ends=False):
@@ -25,39 +47,55 @@ def told(count, seed, classes=('spin', 'wave'), cells=32, noise=0.3, ends=False)
         x, m = rng.normal(0, noise, (cells, 16)).astype(np.float32), rng.integers(1, 4)
         while True:
             spans = np.sort(rng.choice(cells + 1, 2 * m, replace=False)).reshape(m, 2)
-            if ends: spans[-1, 1] = cells
-            if (spans[:, 1] - spans[:, 0] >= 3).all(): break
+            if ends:
+                spans[-1, 1] = cells
+            if (spans[:, 1] - spans[:, 0] >= 3).all():
+                break
         kinds = rng.integers(0, len(classes), m)
         for (a, b), kind in zip(spans, kinds):
             x[a:b, 0] += 2
             x[a, 1] += 3
             x[b - 1, 2] += 3
             x[a:b, 3 + kind] += 2
-        out.append(Example(x, spans * 2.0, tuple(classes[k] for k in kinds), cells * 2.0, f'video{seed}-{n}'))
+        out.append(
+            Example(
+                x, spans * 2.0, tuple(classes[k] for k in kinds), cells * 2.0, f'video{seed}-{n}'
+            )
+        )
     return out
 
 
-QUICK = dict(bmn=replace(SMALL['bmn'], lr=4e-3, epochs=7, drop=5), gtad=replace(SMALL['gtad'], epochs=4, drop=3))
-TINY = replace(SMALL['gtad'], length=16, base=16, joint=16, last=8, bins=4, epochs=3, drop=2, batch=4)
+QUICK = dict(
+    bmn=replace(SMALL['bmn'], lr=4e-3, epochs=7, drop=5),
+    gtad=replace(SMALL['gtad'], epochs=4, drop=3),
+)
+TINY = replace(
+    SMALL['gtad'], length=16, base=16, joint=16, last=8, bins=4, epochs=3, drop=2, batch=4
+)
 
 
 @pytest.fixture(scope='module')
-def train(): return told(128, 0)
+def train():
+    return told(128, 0)
 
 
 @pytest.fixture(scope='module')
-def test(): return told(48, 1)
+def test():
+    return told(48, 1)
 
 
 @pytest.fixture(scope='module')
-def trained(train): return {kind: fit(kind, train, config) for kind, config in QUICK.items()}
+def trained(train):
+    return {kind: fit(kind, train, config) for kind, config in QUICK.items()}
 
 
 @pytest.fixture(scope='module')
-def tiny(): return fit('gtad', told(8, 0), TINY)
+def tiny():
+    return fit('gtad', told(8, 0), TINY)
 
 
 # what must come out
+
 
 @pytest.mark.parametrize('kind', PRESETS)
 def test_perfect_features(trained, test, kind):
@@ -72,16 +110,23 @@ def test_actions_that_last_to_the_end(trained):
 
 def test_useless_features(trained, train, test):
     "Features of another video: no better than the list of another video."
-    swap = lambda videos: [replace(e, features=videos[i - 1].features) for i, e in enumerate(videos)]
+    swap = lambda videos: [
+        replace(e, features=videos[i - 1].features) for i, e in enumerate(videos)
+    ]
     useless = fit('gtad', swap(train[:64]), QUICK['gtad'])
     found = detect(trained['gtad'], test)
-    chance = score(found.assign(video=found.video.map({e.name: test[i - 1].name for i, e in enumerate(test)})), truth_of(test))['mAP']
+    chance = score(
+        found.assign(video=found.video.map({e.name: test[i - 1].name for i, e in enumerate(test)})),
+        truth_of(test),
+    )['mAP']
     assert evaluate(useless, swap(test))['mAP'] < max(3 * chance, 0.08) < 0.25
 
 
 def test_noise_is_no_leak(test, trained):
     rng = np.random.default_rng(0)
-    noise = [replace(e, features=rng.normal(size=e.features.shape).astype(np.float32)) for e in test]
+    noise = [
+        replace(e, features=rng.normal(size=e.features.shape).astype(np.float32)) for e in test
+    ]
     assert evaluate(trained['gtad'], noise)['mAP'] < 0.1
 
 
@@ -89,16 +134,23 @@ def test_eight_videos_by_heart():
     rng = np.random.default_rng(3)
     eight = [replace(e, features=rng.normal(size=(32, 64)).astype(np.float32)) for e in told(8, 2)]
     model = fit('gtad', eight, replace(SMALL['gtad'], batch=8, epochs=40, drop=30))
-    assert evaluate(model, eight)['mAP'] > 0.95 and model.rows[-1]['loss'] < 0.1 * model.rows[0]['loss']
+    assert (
+        evaluate(model, eight)['mAP'] > 0.95
+        and model.rows[-1]['loss'] < 0.1 * model.rows[0]['loss']
+    )
 
 
 def test_first_loss_is_that_of_indifference():
     "log 2 for each of three logistic terms; the overlap is worth what half a mean square is."
     rows = fit('bmn', told(8, 0), replace(SMALL['bmn'], epochs=1, batch=8)).rows
-    assert all(abs(rows[0][name] - np.log(2)) < 0.05 for name in ('start', 'end', 'confidence')) and 2.2 < rows[0]['loss'] < 2.8
+    assert (
+        all(abs(rows[0][name] - np.log(2)) < 0.05 for name in ('start', 'end', 'confidence'))
+        and 2.2 < rows[0]['loss'] < 2.8
+    )
 
 
 # training
+
 
 def test_schedule():
     assert [learning_rate(e, PRESETS['bmn']) for e in range(10)] == 7 * [1e-3] + 3 * [1e-4]
@@ -110,24 +162,32 @@ def test_restart_changes_no_bit(tmp_path, monkeypatch, tiny, killed):
     real, file = module.train_epoch, tmp_path / 'model.safetensors'
 
     def stops(net, optimiser, examples, epoch, config, seed):
-        if epoch == killed: raise KeyboardInterrupt
+        if epoch == killed:
+            raise KeyboardInterrupt
         return real(net, optimiser, examples, epoch, config, seed)
+
     monkeypatch.setattr(module, 'train_epoch', stops)
-    with pytest.raises(KeyboardInterrupt): fit('gtad', told(8, 0), TINY, file=file)
+    with pytest.raises(KeyboardInterrupt):
+        fit('gtad', told(8, 0), TINY, file=file)
     monkeypatch.setattr(module, 'train_epoch', real)
     again = fit('gtad', told(8, 0), TINY, file=file)
     assert again.rows == tiny.rows
-    for a, b in zip(again.network.parameters(), tiny.network.parameters()): assert torch.equal(a, b)
+    for a, b in zip(again.network.parameters(), tiny.network.parameters()):
+        assert torch.equal(a, b)
     assert detect(load_detector(file), told(4, 1)).equals(detect(tiny, told(4, 1)))
 
 
-@pytest.mark.parametrize('change', [dict(seed=1), dict(config=replace(TINY, lr=1e-3)), dict(train=told(9, 0)), dict(kind='bmn')])
+@pytest.mark.parametrize(
+    'change',
+    [dict(seed=1), dict(config=replace(TINY, lr=1e-3)), dict(train=told(9, 0)), dict(kind='bmn')],
+)
 def test_restart_of_another_run_is_refused(tmp_path, change):
     file = tmp_path / 'model.safetensors'
     run = dict(kind='gtad', train=told(8, 0), config=replace(TINY, epochs=1), file=file)
     fit(**run)
     before = file.read_bytes()
-    with pytest.raises(InputError, match='checkpoint'): fit(**run | change)
+    with pytest.raises(InputError, match='checkpoint'):
+        fit(**run | change)
     assert file.read_bytes() == before
 
 
@@ -138,10 +198,12 @@ def test_random_numbers_of_others_are_left_alone(tiny):
 
 
 def test_a_loss_that_explodes_is_named():
-    with pytest.raises(InputError, match='lr: got 1e.30'): fit('gtad', told(8, 0), replace(TINY, lr=1e30, epochs=9))
+    with pytest.raises(InputError, match='lr: got 1e.30'):
+        fit('gtad', told(8, 0), replace(TINY, lr=1e30, epochs=9))
 
 
 # the axis
+
 
 def test_labels_and_predictions_share_the_axis(tiny):
     few = told(3, 1)
@@ -150,22 +212,34 @@ def test_labels_and_predictions_share_the_axis(tiny):
     longer = [replace(e, duration=3 * e.duration, segments=3 * e.segments) for e in few]
     np.testing.assert_allclose(detect(tiny, later)[['start', 'end']].to_numpy(), base + 0.5)
     np.testing.assert_allclose(detect(tiny, longer)[['start', 'end']].to_numpy(), 3 * base)
-    for other in (later, longer): torch.testing.assert_close(batch_targets(other, TINY).iou, batch_targets(few, TINY).iou)
+    for other in (later, longer):
+        torch.testing.assert_close(batch_targets(other, TINY).iou, batch_targets(few, TINY).iou)
 
 
 @pytest.mark.parametrize('rows', [1, 5, 16, 77])
 def test_any_number_of_rows(tiny, rows):
-    video = unlabelled(np.random.default_rng(0).normal(size=(rows, 16)).astype(np.float32), rows * 1.5)
+    video = unlabelled(
+        np.random.default_rng(0).normal(size=(rows, 16)).astype(np.float32), rows * 1.5
+    )
     found = detect(tiny, [video])
-    assert len(found) and (found.end <= rows * 1.5 + 1e-9).all() and (found.start >= 0).all() and (found.end > found.start).all()
+    assert (
+        len(found)
+        and (found.end <= rows * 1.5 + 1e-9).all()
+        and (found.start >= 0).all()
+        and (found.end > found.start).all()
+    )
     assert batch_features([video], TINY).shape == (1, 16, 16)
 
 
 def test_lists_are_ordered_and_bounded(tiny):
     few = told(3, 1)
     for table, most in ((propose(tiny, few), 100), (detect(tiny, few), 200)):
-        for _, rows in table.groupby('video'): assert rows.score.is_monotonic_decreasing and len(rows) <= most
-    assert set(propose(tiny, few).label) == {''} and set(detect(tiny, few).label) <= {'spin', 'wave'}
+        for _, rows in table.groupby('video'):
+            assert rows.score.is_monotonic_decreasing and len(rows) <= most
+    assert set(propose(tiny, few).label) == {''} and set(detect(tiny, few).label) <= {
+        'spin',
+        'wave',
+    }
     assert len(detect(tiny, few, top=1)) * 2 == len(detect(tiny, few, top=2))
     one = detect(tiny, few[:1]).reset_index(drop=True)
     both = detect(tiny, few)
@@ -174,17 +248,30 @@ def test_lists_are_ordered_and_bounded(tiny):
 
 def test_class_scores_of_videos(tiny):
     few = told(2, 1)
-    found = detect(tiny, few, top=1, video_scores={few[0].name: np.array([0.9, 0.1]), few[1].name: np.array([0.2, 0.8])})
-    assert found.groupby('video').label.agg(set).to_dict() == {few[0].name: {'spin'}, few[1].name: {'wave'}}
+    found = detect(
+        tiny,
+        few,
+        top=1,
+        video_scores={few[0].name: np.array([0.9, 0.1]), few[1].name: np.array([0.2, 0.8])},
+    )
+    assert found.groupby('video').label.agg(set).to_dict() == {
+        few[0].name: {'spin'},
+        few[1].name: {'wave'},
+    }
 
 
 # classes
+
 
 def test_pooled_constant_and_bounds():
     rows = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     whole = pooled(rows, np.array([[0.0, 9.0], [-5.0, 50.0]]), 9.0)
     np.testing.assert_allclose(whole, np.tile(rows.mean(0, dtype=float), (2, 1)), atol=1e-6)
-    np.testing.assert_allclose(pooled(rows, np.array([[9.0, 9.0], [20.0, 30.0]]), 9.0), np.tile(rows[-1], (2, 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        pooled(rows, np.array([[9.0, 9.0], [20.0, 30.0]]), 9.0),
+        np.tile(rows[-1], (2, 1)),
+        atol=1e-6,
+    )
     assert pooled(rows, np.zeros((0, 2)), 9.0).shape == (0, 3)
 
 
@@ -199,31 +286,55 @@ def test_classes_are_learned():
 
 # broken input
 
-@pytest.mark.parametrize('change, words', [
-    (dict(features=np.full((4, 16), np.nan, np.float32)), 'nan or infinite'), (dict(features=np.zeros((0, 16), np.float32)), 'no rows'),
-    (dict(labels=('a',)), 'labels'), (dict(duration=0.0), 'seconds covered'), (dict(duration=float('nan')), 'seconds covered')])
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(features=np.full((4, 16), np.nan, np.float32)), 'nan or infinite'),
+        (dict(features=np.zeros((0, 16), np.float32)), 'no rows'),
+        (dict(labels=('a',)), 'labels'),
+        (dict(duration=0.0), 'seconds covered'),
+        (dict(duration=float('nan')), 'seconds covered'),
+    ],
+)
 def test_examples(change, words):
     video = Example(np.zeros((4, 16), np.float32), np.zeros((2, 2)), ('a', 'b'), 4.0, 'clip')
-    with pytest.raises(InputError, match=words) as error: replace(video, **change)
+    with pytest.raises(InputError, match=words) as error:
+        replace(video, **change)
     assert 'clip' in str(error.value) and '\n' not in str(error.value)
 
 
 def test_training_input(tiny):
     few = told(4, 0)
-    for videos, words in ((few[:1] + few, 'twice'), ([], 'none'), ([unlabelled(few[0].features, 9.0)], 'no action'),
-                          (few + [unlabelled(np.zeros((5, 3), np.float32), 5.0, 'odd')], 'odd: got 3 numbers')):
-        with pytest.raises(InputError, match=words): fit('gtad', videos, TINY)
-    with pytest.raises(InputError, match='must be 16'): detect(tiny, [unlabelled(np.zeros((5, 3), np.float32), 5.0)])
-    with pytest.raises(InputError, match='kind'): fit('bsn', few)
+    for videos, words in (
+        (few[:1] + few, 'twice'),
+        ([], 'none'),
+        ([unlabelled(few[0].features, 9.0)], 'no action'),
+        (few + [unlabelled(np.zeros((5, 3), np.float32), 5.0, 'odd')], 'odd: got 3 numbers'),
+    ):
+        with pytest.raises(InputError, match=words):
+            fit('gtad', videos, TINY)
+    with pytest.raises(InputError, match='must be 16'):
+        detect(tiny, [unlabelled(np.zeros((5, 3), np.float32), 5.0)])
+    with pytest.raises(InputError, match='kind'):
+        fit('bsn', few)
     backwards = [replace(few[0], segments=few[0].segments[:, ::-1].copy())]
-    with pytest.raises(InputError, match='start first'): fit('gtad', backwards, TINY)
+    with pytest.raises(InputError, match='start first'):
+        fit('gtad', backwards, TINY)
     for wrong in (dict(batch=0), dict(lr=-1.0), dict(drop=-1)):
-        with pytest.raises(InputError): Config(**wrong)
+        with pytest.raises(InputError):
+            Config(**wrong)
 
 
 def test_timeline(tiny):
     video = told(1, 1)[0]
-    figure = timeline(detect(tiny, [video]), video.duration, truth_of([video]), frames=np.zeros((3, 8, 8, 3), np.uint8), most=3)
+    figure = timeline(
+        detect(tiny, [video]),
+        video.duration,
+        truth_of([video]),
+        frames=np.zeros((3, 8, 8, 3), np.uint8),
+        most=3,
+    )
     assert len(figure.axes) == 2 and figure.axes[1].get_xlim() == (0, 64)
     bars = [p for p in figure.axes[1].patches]
     assert len(bars) == 3 + len(video.segments)
@@ -232,25 +343,51 @@ def test_timeline(tiny):
 
 # files and commands
 
+
 @pytest.fixture
 def home(tmp_path):
     "A folder with features of twelve videos, annotations of two subsets."
     videos = told(12, 5)
     (tmp_path / 'features').mkdir()
-    for e in videos: np.save(tmp_path / 'features' / f'v_{e.name}.npy', e.features)
+    for e in videos:
+        np.save(tmp_path / 'features' / f'v_{e.name}.npy', e.features)
     rows = truth_of(videos)
-    rows = rows.assign(subset=['training' if int(v.split('-')[1]) < 8 else 'validation' for v in rows.video], duration=64.0)
-    write_activitynet(rows[['video', 'subset', 'duration', 'start', 'end', 'label']], tmp_path / 'truth.json')
+    rows = rows.assign(
+        subset=['training' if int(v.split('-')[1]) < 8 else 'validation' for v in rows.video],
+        duration=64.0,
+    )
+    write_activitynet(
+        rows[['video', 'subset', 'duration', 'start', 'end', 'label']], tmp_path / 'truth.json'
+    )
     return tmp_path
 
 
-def call(*words): return CliRunner().invoke(app, [str(w) for w in words])
+def call(*words):
+    return CliRunner().invoke(app, [str(w) for w in words])
 
 
-FEW = [w for f in ('length', 'base', 'joint', 'last', 'bins', 'epochs', 'drop', 'batch') for w in ('--set', f'{f}={getattr(TINY, f)}')]
+FEW = [
+    w
+    for f in ('length', 'base', 'joint', 'last', 'bins', 'epochs', 'drop', 'batch')
+    for w in ('--set', f'{f}={getattr(TINY, f)}')
+]
 
 
-def trains(home, *more): return call('train', home / 'features', home / 'truth.json', home / 'model.safetensors', '--kind', 'gtad', '--preset', 'small', '--step', 2, *FEW, *more)
+def trains(home, *more):
+    return call(
+        'train',
+        home / 'features',
+        home / 'truth.json',
+        home / 'model.safetensors',
+        '--kind',
+        'gtad',
+        '--preset',
+        'small',
+        '--step',
+        2,
+        *FEW,
+        *more,
+    )
 
 
 def test_commands(home):
@@ -259,49 +396,117 @@ def test_commands(home):
     there = read_examples(home / 'features', home / 'truth.json', 'training', 2.0)
     same = fit('gtad', there, load_detector(home / 'model.safetensors').config)
     test = ('--annotations', home / 'truth.json', '--step', 2)
-    assert call('predict', home / 'model.safetensors', home / 'features', home / 'out.json', *test).exit_code == 0
+    assert (
+        call(
+            'predict', home / 'model.safetensors', home / 'features', home / 'out.json', *test
+        ).exit_code
+        == 0
+    )
     found = read_detections(home / 'out.json')
     ours = detect(same, read_examples(home / 'features', home / 'truth.json', 'validation', 2.0))
-    pd.testing.assert_frame_equal(found, ours.reset_index(drop=True), check_dtype=False)  # files, commands and memory: the same numbers
+    pd.testing.assert_frame_equal(
+        found, ours.reset_index(drop=True), check_dtype=False
+    )  # files, commands and memory: the same numbers
     result = call('evaluate', home / 'out.json', home / 'truth.json', '--out', home / 'score.json')
-    assert json.loads((home / 'score.json').read_text()) == score(ours, truth_of([e for e in told(12, 5)[8:]]))
+    assert json.loads((home / 'score.json').read_text()) == score(
+        ours, truth_of([e for e in told(12, 5)[8:]])
+    )
     content = json.loads((home / 'out.json').read_text())
-    assert set(content) == {'version', 'results', 'external_data'} and set(next(iter(content['results'].values()))[0]) == {'score', 'segment', 'label'}
-    assert call('predict', home / 'model.safetensors', home / 'features', home / 'out.json', *test, '--proposals').exit_code == 0
+    assert set(content) == {'version', 'results', 'external_data'} and set(
+        next(iter(content['results'].values()))[0]
+    ) == {'score', 'segment', 'label'}
+    assert (
+        call(
+            'predict',
+            home / 'model.safetensors',
+            home / 'features',
+            home / 'out.json',
+            *test,
+            '--proposals',
+        ).exit_code
+        == 0
+    )
     assert 'AUC' in call('evaluate', home / 'out.json', home / 'truth.json').stdout
     digits = MovingDigits(1, size=32, length=45)
-    write_video(home / 'v_video5-0.mp4', [digits.clips(torch.tensor([0]), torch.arange(45)[None, None])[0, 0]], 15)
-    result = call('show', home / 'model.safetensors', home / 'v_video5-0.mp4', home / 'line.png', '--features', home / 'features', '--step', 2)
-    assert result.exit_code == 0 and (home / 'line.png').read_bytes()[:4] == b'\x89PNG', result.output
+    write_video(
+        home / 'v_video5-0.mp4',
+        [digits.clips(torch.tensor([0]), torch.arange(45)[None, None])[0, 0]],
+        15,
+    )
+    result = call(
+        'show',
+        home / 'model.safetensors',
+        home / 'v_video5-0.mp4',
+        home / 'line.png',
+        '--features',
+        home / 'features',
+        '--step',
+        2,
+    )
+    assert result.exit_code == 0 and (home / 'line.png').read_bytes()[:4] == b'\x89PNG', (
+        result.output
+    )
 
 
 def breaks(home, what):
     "Spoil one thing, and the command that must notice."
     one = home / 'features' / 'v_video5-9.npy'
-    predict = ('predict', home / 'model.safetensors', home / 'features', home / 'new.json', '--annotations', home / 'truth.json', '--step', 2)
-    if what == 'dimension': np.save(one, np.zeros((32, 7), np.float32))
-    if what == 'nan': np.save(one, np.full((32, 16), np.nan, np.float32))
-    if what == 'missing': one.unlink()
-    if what == 'cut': one.write_bytes(one.read_bytes()[:200])
-    if what == 'integers': np.save(one, np.zeros((32, 16), int))
-    if what == 'cube': np.save(one, np.zeros((2, 32, 16), np.float32))
-    if what == 'step': predict = predict[:-2]
-    if what == 'model': (home / 'model.safetensors').write_bytes(b'nothing')
+    predict = (
+        'predict',
+        home / 'model.safetensors',
+        home / 'features',
+        home / 'new.json',
+        '--annotations',
+        home / 'truth.json',
+        '--step',
+        2,
+    )
+    if what == 'dimension':
+        np.save(one, np.zeros((32, 7), np.float32))
+    if what == 'nan':
+        np.save(one, np.full((32, 16), np.nan, np.float32))
+    if what == 'missing':
+        one.unlink()
+    if what == 'cut':
+        one.write_bytes(one.read_bytes()[:200])
+    if what == 'integers':
+        np.save(one, np.zeros((32, 16), int))
+    if what == 'cube':
+        np.save(one, np.zeros((2, 32, 16), np.float32))
+    if what == 'step':
+        predict = predict[:-2]
+    if what == 'model':
+        (home / 'model.safetensors').write_bytes(b'nothing')
     if what == 'labels':
         (home / 'scores.json').write_text(json.dumps({'class': ['spin', 'jump'], 'results': {}}))
         predict += ('--video-scores', home / 'scores.json')
-    if what == 'subset': predict += ('--subset', 'testing')
-    if what == 'device': predict += ('--device', 'abacus')
+    if what == 'subset':
+        predict += ('--subset', 'testing')
+    if what == 'device':
+        predict += ('--device', 'abacus')
     if what == 'foreign label':
-        (home / 'bad.json').write_text(json.dumps(dict(results={'video5-9': [dict(label='jump', score=0.5, segment=[0, 1])]})))
+        (home / 'bad.json').write_text(
+            json.dumps(dict(results={'video5-9': [dict(label='jump', score=0.5, segment=[0, 1])]}))
+        )
         predict = ('evaluate', home / 'bad.json', home / 'truth.json', '--out', home / 'new.json')
-    if what == 'other encoder': predict = ('show', home / 'model.safetensors', home / 'none.mp4', home / 'new.png')
+    if what == 'other encoder':
+        predict = ('show', home / 'model.safetensors', home / 'none.mp4', home / 'new.png')
     return predict
 
 
-WRONG = dict(dimension='video5-9: got 7 numbers', nan='512 numbers nan', missing='no features of 1 of 4 videos: video5-9', cut='v_video5-9.npy: got ValueError',
-             integers='int64 of shape', cube='shape (2, 32, 16)', step='step None', model='not a whole safetensors', labels="without 'wave'",
-             subset='use one of training, validation', device='use one of cpu')
+WRONG = dict(
+    dimension='video5-9: got 7 numbers',
+    nan='512 numbers nan',
+    missing='no features of 1 of 4 videos: video5-9',
+    cut='v_video5-9.npy: got ValueError',
+    integers='int64 of shape',
+    cube='shape (2, 32, 16)',
+    step='step None',
+    model='not a whole safetensors',
+    labels="without 'wave'",
+    subset='use one of training, validation',
+    device='use one of cpu',
+)
 WRONG |= {'foreign label': 'jump', 'other encoder': 'none.mp4'}
 
 
@@ -313,17 +518,35 @@ def test_what_is_wrong_is_said_in_a_line(home, tiny):
         before = sorted(p.name for p in home.iterdir())
         result = call(*command)
         lines = result.stderr.strip().splitlines()
-        assert (result.exit_code, len(lines), result.stdout) == (2, 1, ''), (what, result.output, result.exception)
+        assert (result.exit_code, len(lines), result.stdout) == (2, 1, ''), (
+            what,
+            result.output,
+            result.exception,
+        )
         assert lines[0].startswith('error: ') and words in lines[0], (what, lines)
         assert sorted(p.name for p in home.iterdir()) == before, what
-        for path, content in good.items(): path.write_bytes(content)
+        for path, content in good.items():
+            path.write_bytes(content)
 
 
-@pytest.mark.parametrize('more, words', [(('--kind', 'bsn'), 'use one of bmn'), (('--set', 'speed=3'), 'FIELD one of'), (('--set', 'lr=fast'), 'type float'),
-                                         (('--subset', 'none'), 'use one of'), (('--preset', 'huge'), 'paper'), (('--set', 'base=3'), 'multiple of groups')])
+@pytest.mark.parametrize(
+    'more, words',
+    [
+        (('--kind', 'bsn'), 'use one of bmn'),
+        (('--set', 'speed=3'), 'FIELD one of'),
+        (('--set', 'lr=fast'), 'type float'),
+        (('--subset', 'none'), 'use one of'),
+        (('--preset', 'huge'), 'paper'),
+        (('--set', 'base=3'), 'multiple of groups'),
+    ],
+)
 def test_training_commands_that_make_no_sense(home, more, words):
     result = trains(home, *more)
-    assert result.exit_code == 2 and words in result.stderr and len(result.stderr.strip().splitlines()) == 1, result.output
+    assert (
+        result.exit_code == 2
+        and words in result.stderr
+        and len(result.stderr.strip().splitlines()) == 1
+    ), result.output
     assert not (home / 'model.safetensors').exists()
 
 
@@ -337,9 +560,13 @@ def test_step_and_begin_come_from_the_file(tmp_path):
     np.save(tmp_path / 'a.npy', np.zeros((10, 4), np.float32))
     (tmp_path / 'a.json').write_text(json.dumps(dict(axis=dict(step=0.2, length=1.0, first=0.0))))
     video = read_features(tmp_path / 'a.npy')
-    assert (video.duration, video.begin) == (pytest.approx(2.0), pytest.approx(0.4))  # rows of one second, five a second
+    assert (video.duration, video.begin) == (
+        pytest.approx(2.0),
+        pytest.approx(0.4),
+    )  # rows of one second, five a second
     (tmp_path / 'a.json').write_text('{}')
-    with pytest.raises(InputError, match='axis'): read_features(tmp_path / 'a.npy')
+    with pytest.raises(InputError, match='axis'):
+        read_features(tmp_path / 'a.npy')
 
 
 @pytest.mark.parametrize('command', ['train', 'predict', 'evaluate', 'show'])

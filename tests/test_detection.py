@@ -1,4 +1,5 @@
 "Scores of detections and proposals: the official sample file, loops as oracle, hand-made cases, speed."
+
 import importlib.util
 import json
 import random
@@ -12,10 +13,29 @@ from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
 from vidrepro.data.datasets import read_activitynet, write_activitynet
-from vidrepro.evaluation.detection import (ACTIVITYNET, COLUMNS, KINDS, RELEASED, THUMOS14, Rules, average_precision, average_recall, check,
-                                           found_by_length, kinds, match, picture, read_detections, segment_iou, summary, write_detections)
+from vidrepro.localize.metrics import (
+    ACTIVITYNET,
+    COLUMNS,
+    KINDS,
+    RELEASED,
+    THUMOS14,
+    Rules,
+    average_precision,
+    average_recall,
+    check,
+    found_by_length,
+    kinds,
+    match,
+    picture,
+    read_detections,
+    segment_iou,
+    summary,
+    write_detections,
+)
 
-spec = importlib.util.spec_from_file_location('benchmark_detection', Path(__file__).parents[1] / 'benchmarks' / 'detection.py')
+spec = importlib.util.spec_from_file_location(
+    'benchmark_detection', Path(__file__).parents[1] / 'benchmarks' / 'detection.py'
+)
 benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)
 
@@ -34,13 +54,22 @@ def official(data_dir):
 def shorter(data_dir, official):
     "The truth on the 4,728 videos that BMN and G-TAD list."
     listed = pd.read_csv(data_dir / 'annotations' / 'activitynet13_bmn' / 'video_info_new.csv')
-    return official[0][official[0]['video'].isin(listed[listed['subset'] == 'validation']['video'].str.removeprefix('v_'))]
+    return official[0][
+        official[0]['video'].isin(
+            listed[listed['subset'] == 'validation']['video'].str.removeprefix('v_')
+        )
+    ]
 
 
 @pytest.mark.parametrize('rules', [Rules(), RELEASED], ids=['ours', 'released'])
 def test_truth_as_detections(official, rules):
     truth, sample = official
-    assert (truth['video'].nunique(), len(truth), sample['video'].nunique(), len(sample)) == (4926, 7654, 4926, 7654)
+    assert (truth['video'].nunique(), len(truth), sample['video'].nunique(), len(sample)) == (
+        4926,
+        7654,
+        4926,
+        7654,
+    )
     area = average_precision(match(truth, sample, rules=rules))
     assert area.shape == (200, 10) and (area == 1).all()
 
@@ -53,7 +82,8 @@ def test_fewer_videos(official, shorter):
     assert summary(match(shorter, sample))['mAP'] == pytest.approx(0.977, abs=1e-3)
     gone = tuple(set(sample['video']) - set(shorter['video']))
     assert len(gone) == 198
-    for rules in (Rules(strays='drop'), Rules(blocked=gone)): assert summary(match(official[0], sample, rules=rules))['mAP'] == 1
+    for rules in (Rules(strays='drop'), Rules(blocked=gone)):
+        assert summary(match(official[0], sample, rules=rules))['mAP'] == 1
     assert summary(match(shorter, sample, rules=Rules(strays='drop')))['mAP'] == 1
 
 
@@ -62,7 +92,9 @@ def test_random_proposals(official):
     truth = official[0]
     random.seed(42)
     rows = []
-    for video, duration in truth.drop_duplicates('video')[['video', 'duration']].itertuples(index=False):
+    for video, duration in truth.drop_duplicates('video')[['video', 'duration']].itertuples(
+        index=False
+    ):
         for _ in range(100):
             centre, length = random.random() * duration, random.random() * duration
             rows.append((video, centre - length / 2, centre + length / 2, '', random.random()))
@@ -83,19 +115,36 @@ def test_thumos(data_dir):
     noisy = np.sort(truth[['start', 'end']].to_numpy() + rng.normal(0, 1, (len(truth), 2)), axis=1)
     many = pd.concat([itself.assign(start=noisy[:, 0], end=noisy[:, 1])] * 3)[list(COLUMNS)]
     many = many.assign(score=rng.random(len(many)))
-    assert np.abs(average_precision(match(truth, many, THUMOS14)) - benchmark.ap_loops(truth, many, THUMOS14)).max() < 1e-12
+    assert (
+        np.abs(
+            average_precision(match(truth, many, THUMOS14))
+            - benchmark.ap_loops(truth, many, THUMOS14)
+        ).max()
+        < 1e-12
+    )
 
 
 def coarse(rows, scored, rng, videos):
     "A table with equal scores, equal overlaps, doubles and videos that only one side has."
     ends = np.sort(rng.integers(0, 8, (rows, 2)), axis=1) + [0, 1]
-    table = pd.DataFrame(dict(video=[f'v{i}' for i in rng.integers(0, videos, rows)], start=ends[:, 0].astype(float),
-                              end=ends[:, 1].astype(float), label=[('run', 'jump', 'sit')[i] for i in rng.integers(0, 3, rows)]))
+    table = pd.DataFrame(
+        dict(
+            video=[f'v{i}' for i in rng.integers(0, videos, rows)],
+            start=ends[:, 0].astype(float),
+            end=ends[:, 1].astype(float),
+            label=[('run', 'jump', 'sit')[i] for i in rng.integers(0, 3, rows)],
+        )
+    )
     return table.assign(score=rng.integers(0, 5, rows) / 5) if scored else table
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 80), st.sampled_from([THUMOS14, ACTIVITYNET]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 30),
+    st.integers(1, 80),
+    st.sampled_from([THUMOS14, ACTIVITYNET]),
+)
 def test_loops(seed, actions, rows, thresholds):
     rng = np.random.default_rng(seed)
     truth, found = coarse(actions, False, rng, 5), coarse(rows, True, rng, 7)
@@ -103,7 +152,13 @@ def test_loops(seed, actions, rows, thresholds):
     ours = average_precision(match(truth, found, thresholds, Rules(unknown='drop')))
     assert np.abs(ours - benchmark.ap_loops(truth, known, thresholds)).max() < 1e-12
     for most in (2, 10, 100):
-        assert np.abs(average_recall(truth, found, thresholds, most).recall - benchmark.recall_loops(truth, found, thresholds, most)).max() < 1e-12
+        assert (
+            np.abs(
+                average_recall(truth, found, thresholds, most).recall
+                - benchmark.recall_loops(truth, found, thresholds, most)
+            ).max()
+            < 1e-12
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -117,11 +172,16 @@ def test_each_action_is_found_once(seed):
         hit = m.found[rows, q]
         assert len(set(hit)) == len(hit)
         a, d = m.truth.iloc[hit], m.detections.iloc[rows]
-        assert (a['video'].to_numpy() == d['video'].to_numpy()).all() and (a['label'].to_numpy() == d['label'].to_numpy()).all()
-        assert (segment_iou(a[['start', 'end']].to_numpy(), d[['start', 'end']].to_numpy()) >= threshold).all()
+        assert (a['video'].to_numpy() == d['video'].to_numpy()).all() and (
+            a['label'].to_numpy() == d['label'].to_numpy()
+        ).all()
+        assert (
+            segment_iou(a[['start', 'end']].to_numpy(), d[['start', 'end']].to_numpy()) >= threshold
+        ).all()
 
 
-def table(*rows): return pd.DataFrame(rows, columns=['video', 'start', 'end', 'label', 'score'])
+def table(*rows):
+    return pd.DataFrame(rows, columns=['video', 'start', 'end', 'label', 'score'])
 
 
 ONE = table(('v', 0.0, 10.0, 'run', 1.0))[['video', 'start', 'end', 'label']]
@@ -130,7 +190,8 @@ HIT, MISS = ('v', 0.0, 10.0, 'run', 0.5), ('v', 50.0, 60.0, 'run', 0.5)
 SECOND = ('v', 20.0, 30.0, 'run', 0.4)
 
 
-def value(truth, *rows, **rules): return average_precision(match(truth, table(*rows), (0.5,), Rules(**rules))).mean()
+def value(truth, *rows, **rules):
+    return average_precision(match(truth, table(*rows), (0.5,), Rules(**rules))).mean()
 
 
 @pytest.mark.parametrize('rules', ['file', 'released'])
@@ -147,7 +208,9 @@ def test_double_matches():
     better = table(('v', 0.0, 8.0, 'run', 0.9), ('v', 0.0, 10.0, 'run', 0.8))
     m = match(ONE, better, (0.5, 0.9))
     assert m.found.tolist() == [[0, -1], [-1, 0]]  # each threshold on its own
-    next_best = pd.concat([ONE, ONE.assign(start=1.0)])  # the second detection falls back on the action that is free
+    next_best = pd.concat(
+        [ONE, ONE.assign(start=1.0)]
+    )  # the second detection falls back on the action that is free
     assert match(next_best, table(HIT, HIT), (0.5,)).found[:, 0].tolist() == [0, 1]
 
 
@@ -157,15 +220,22 @@ def test_empty_classes_and_nothing():
     assert average_precision(match(ONE, table(), (0.5,))).tolist() == [[0.0]]
     assert average_recall(ONE, table()).auc == 0
     for truth in (ONE[:0], ONE.assign(label='')):
-        with pytest.raises(InputError, match='no action'): match(truth, table(HIT))
-        with pytest.raises(InputError, match='no action'): average_recall(truth, table(HIT))
+        with pytest.raises(InputError, match='no action'):
+            match(truth, table(HIT))
+        with pytest.raises(InputError, match='no action'):
+            average_recall(truth, table(HIT))
 
 
 def test_strangers():
     stranger = ('w', 0.0, 10.0, 'run', 0.9)
-    assert [value(ONE, stranger, HIT), value(ONE, stranger, HIT, strays='drop'), value(ONE, stranger, HIT, blocked=('w',))] == [0.5, 1, 1]
+    assert [
+        value(ONE, stranger, HIT),
+        value(ONE, stranger, HIT, strays='drop'),
+        value(ONE, stranger, HIT, blocked=('w',)),
+    ] == [0.5, 1, 1]
     unknown = ('v', 0.0, 10.0, 'fly', 0.9)
-    with pytest.raises(InputError, match="label 'fly'"): value(ONE, HIT, unknown)
+    with pytest.raises(InputError, match="label 'fly'"):
+        value(ONE, HIT, unknown)
     m = match(ONE, table(unknown, HIT, MISS), (0.5,), Rules(unknown='drop'))
     assert m.detections['label'].tolist() == ['run', 'run'] and m.found[:, 0].tolist() == [0, -1]
 
@@ -173,14 +243,21 @@ def test_strangers():
 @pytest.mark.parametrize('points, expected', [('equal', 0.5), ('never', 0.0), ('released', 1.0)])
 def test_points(points, expected):
     at = ONE.assign(start=3.0, end=3.0)
-    assert value(at, ('v', 2.0, 2.0, 'run', 0.9), ('v', 3.0, 3.0, 'run', 0.8), points=points) == expected
+    assert (
+        value(at, ('v', 2.0, 2.0, 'run', 0.9), ('v', 3.0, 3.0, 'run', 0.8), points=points)
+        == expected
+    )
     recall = average_recall(at, table(('v', 3.0, 3.0, '', 1.0)), rules=Rules(points=points))
-    assert recall.recall[:, -1].tolist() == [1.0 * (points == 'equal')] * 10  # the released proposal code never matches points
+    assert (
+        recall.recall[:, -1].tolist() == [1.0 * (points == 'equal')] * 10
+    )  # the released proposal code never matches points
 
 
 def test_twins():
     twice = pd.concat([ONE, ONE.assign(end=10.0005), ONE.assign(end=10.0, label='jump')])
-    assert [len(match(twice, table(HIT), rules=Rules(twins=t)).truth) for t in (None, 1e-4, 1e-3)] == [3, 3, 2]
+    assert [
+        len(match(twice, table(HIT), rules=Rules(twins=t)).truth) for t in (None, 1e-4, 1e-3)
+    ] == [3, 3, 2]
     assert match(twice, table(HIT), rules=Rules(twins=1e-3)).truth['end'].tolist() == [10.0, 10.0]
 
 
@@ -189,11 +266,22 @@ def test_shared_budget():
     two = pd.concat([ONE, ONE.assign(video='w')])
     offers = table(HIT, ('w', 50.0, 60.0, '', 0.9), ('w', 0.0, 10.0, '', 0.8))
     shared, each = (average_recall(two, offers, budget=b) for b in ('shared', 'each'))
-    assert [shared.recall[0, 0], each.recall[0, 0], shared.recall[0, -1], each.recall[0, -1]] == [0.0, 0.5, 1.0, 1.0]
+    assert [shared.recall[0, 0], each.recall[0, 0], shared.recall[0, -1], each.recall[0, -1]] == [
+        0.0,
+        0.5,
+        1.0,
+        1.0,
+    ]
 
 
-FAULTS = [('start', np.nan, 'finite seconds'), ('end', -1.0, 'start before the end'), ('score', np.nan, 'finite scores'),
-          ('score', 1.5, 'from 0 to 1'), ('video', 'w', 'known video names'), ('label', 'fly', 'known label names')]
+FAULTS = [
+    ('start', np.nan, 'finite seconds'),
+    ('end', -1.0, 'start before the end'),
+    ('score', np.nan, 'finite scores'),
+    ('score', 1.5, 'from 0 to 1'),
+    ('video', 'w', 'known video names'),
+    ('label', 'fly', 'known label names'),
+]
 
 
 @pytest.mark.parametrize('column, bad, message', FAULTS)
@@ -202,11 +290,13 @@ def test_writer_refuses(tmp_path, column, bad, message):
     write_detections(rows, tmp_path / 'good.json', ['v'], ['run'])
     pd.testing.assert_frame_equal(read_detections(tmp_path / 'good.json', ['v'], ['run']), rows)
     rows.loc[1, column] = bad
-    with pytest.raises(InputError, match=message) as error: write_detections(rows, tmp_path / 'bad.json', ['v'], ['run'])
+    with pytest.raises(InputError, match=message) as error:
+        write_detections(rows, tmp_path / 'bad.json', ['v'], ['run'])
     assert '\n' not in str(error.value) and str(rows.loc[1, 'video']) in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ['good.json']
     text = (tmp_path / 'good.json').read_text()
-    with pytest.raises(InputError): write_detections(rows, tmp_path / 'good.json', ['v'], ['run'])
+    with pytest.raises(InputError):
+        write_detections(rows, tmp_path / 'good.json', ['v'], ['run'])
     assert (tmp_path / 'good.json').read_text() == text
 
 
@@ -214,24 +304,43 @@ def test_writer_refuses(tmp_path, column, bad, message):
 def test_reader_refuses(tmp_path, column, bad, message):
     entry = dict(segment=[0.0, 10.0], score=0.5, label='run')
     video = bad if column == 'video' else 'v'
-    if column in ('start', 'end'): entry['segment'][column == 'end'] = bad
-    elif column != 'video': entry[column] = bad
-    (tmp_path / 'x.json').write_text(json.dumps(dict(version='1', results={video: [entry]}, external_data={})))
-    with pytest.raises(InputError, match=message): read_detections(tmp_path / 'x.json', ['v'], ['run'])
+    if column in ('start', 'end'):
+        entry['segment'][column == 'end'] = bad
+    elif column != 'video':
+        entry[column] = bad
+    (tmp_path / 'x.json').write_text(
+        json.dumps(dict(version='1', results={video: [entry]}, external_data={}))
+    )
+    with pytest.raises(InputError, match=message):
+        read_detections(tmp_path / 'x.json', ['v'], ['run'])
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"results": []}', '{"results": {"v": [1]}}', '{"results": {"v": [{"score": 1}]}}',
-                                  '{"results": {"v": [{"segment": [1], "score": 1}]}}'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        '[]',
+        '{}',
+        '{"results": []}',
+        '{"results": {"v": [1]}}',
+        '{"results": {"v": [{"score": 1}]}}',
+        '{"results": {"v": [{"segment": [1], "score": 1}]}}',
+    ],
+)
 def test_other_files(tmp_path, text):
     (tmp_path / 'x.json').write_text(text)
-    with pytest.raises(InputError, match='results'): read_detections(tmp_path / 'x.json')
+    with pytest.raises(InputError, match='results'):
+        read_detections(tmp_path / 'x.json')
 
 
 def test_check_counts():
     check(table(HIT))
-    with pytest.raises(InputError, match='and 1 more rows'): check(table(HIT, MISS).assign(score=2.0))
-    with pytest.raises(InputError, match=r"\['score'\]"): match(ONE, table(HIT).drop(columns='score'))
-    with pytest.raises(InputError, match='finite'): match(ONE, table(HIT).assign(score=np.nan))
+    with pytest.raises(InputError, match='and 1 more rows'):
+        check(table(HIT, MISS).assign(score=2.0))
+    with pytest.raises(InputError, match=r"\['score'\]"):
+        match(ONE, table(HIT).drop(columns='score'))
+    with pytest.raises(InputError, match='finite'):
+        match(ONE, table(HIT).assign(score=np.nan))
     check(ONE, 'truth', limits=None)
     assert value(ONE, HIT[:4] + (7.5,)) == 1  # logits may be ranked, not written
 
@@ -246,8 +355,26 @@ def test_kinds_and_lengths(tmp_path):
     for i, d in enumerate(m.detections.itertuples()):  # each by hand
         rows = m.truth[m.truth['video'] == d.video]
         iou = segment_iou(rows[['start', 'end']].to_numpy(float), np.array([d.start, d.end]))
-        own, other = (iou[mask].max(initial=0) for mask in ((rows['label'] == d.label).to_numpy(), (rows['label'] != d.label).to_numpy()))
-        want = 0 if m.found[i, 2] >= 0 else 1 if own >= .5 else 2 if other >= .5 else 3 if own >= .1 else 4 if other >= .1 else 5
+        own, other = (
+            iou[mask].max(initial=0)
+            for mask in (
+                (rows['label'] == d.label).to_numpy(),
+                (rows['label'] != d.label).to_numpy(),
+            )
+        )
+        want = (
+            0
+            if m.found[i, 2] >= 0
+            else 1
+            if own >= 0.5
+            else 2
+            if other >= 0.5
+            else 3
+            if own >= 0.1
+            else 4
+            if other >= 0.1
+            else 5
+        )
         assert kind[i] == want
     count, share = found_by_length(m, np.array([0.0, 3.0, 100.0]))
     assert count.sum() == len(truth)
@@ -259,14 +386,17 @@ def test_kinds_and_lengths(tmp_path):
 
 def test_chunks(monkeypatch):
     "Pairs listed in small pieces give the same answer."
-    from vidrepro.evaluation import detection
+    from vidrepro.localize import metrics as detection
+
     rng = np.random.default_rng(1)
     truth, found = coarse(40, False, rng, 6), coarse(100, True, rng, 6)
     whole, rows = match(truth, found, THUMOS14), detection._rows
     recall = average_recall(truth, found).recall
     for size in (1, 7, 64):
         monkeypatch.setattr(detection, '_rows', lambda owner, groups: rows(owner, groups, size))
-        assert (match(truth, found, THUMOS14).found == whole.found).all() and (average_recall(truth, found).recall == recall).all()
+        assert (match(truth, found, THUMOS14).found == whole.found).all() and (
+            average_recall(truth, found).recall == recall
+        ).all()
 
 
 def test_our_annotations(tmp_path):
@@ -274,9 +404,12 @@ def test_our_annotations(tmp_path):
     truth = TWO.assign(subset='validation', duration=60.0)
     write_activitynet(truth, tmp_path / 'truth.json')
     again = read_activitynet(tmp_path / 'truth.json')
-    write_detections(again.assign(score=1.0), tmp_path / 'found.json', set(again['video']), set(again['label']))
+    write_detections(
+        again.assign(score=1.0), tmp_path / 'found.json', set(again['video']), set(again['label'])
+    )
     assert summary(match(again, read_detections(tmp_path / 'found.json')))['mAP'] == 1
-    with pytest.raises(InputError, match='keep one'): match(pd.concat([again, again.assign(subset='training')]), table(HIT))
+    with pytest.raises(InputError, match='keep one'):
+        match(pd.concat([again, again.assign(subset='training')]), table(HIT))
 
 
 def test_speed():

@@ -1,4 +1,5 @@
 "Two processes compute what one does: values and gradients of the losses, and whole training steps."
+
 import dataclasses
 from pathlib import Path
 
@@ -10,16 +11,22 @@ from two_processes import average, half, in_two
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
-from vidrepro.data.moving_digits import MovingDigits
-from vidrepro.experiments.suites import Run, learner
+from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.experiments.tables import Run, learner
 from vidrepro.learning.distributed import gather, my_rows
 from vidrepro.learning.losses import contrast
 from vidrepro.learning.train import Batches, Learner, read_checkpoint, read_log
 from vidrepro.papers import tec
 
 # Batch norm in training mode sees the rows of its own process only, and SyncBatchNorm needs a GPU; so TEC is compared in evaluation mode.
-ROWS = {'full': {}, 'instance': dict(temporal='invariant', spatial='invariant'), 'space': dict(temporal='invariant', spatial='equivariant'),
-        'both': dict(spatial='equivariant'), 'no-stop': dict(stop_gradient=False), 'regress': dict(regress=1.0)}
+ROWS = {
+    'full': {},
+    'instance': dict(temporal='invariant', spatial='invariant'),
+    'space': dict(temporal='invariant', spatial='equivariant'),
+    'both': dict(spatial='equivariant'),
+    'no-stop': dict(stop_gradient=False),
+    'regress': dict(regress=1.0),
+}
 CONTRASTS = {stop: dict(tau=0.2, stop_gradient=stop) for stop in (False, True)}
 BATCH = 8
 
@@ -27,13 +34,19 @@ BATCH = 8
 def embeddings():
     "Rows, partners and contents; some partners sit on the other process, and some strangers have equal content."
     z = torch.randn(12, 5, generator=generator('z'))
-    return z, torch.tensor([0, 0, 1, 1, 2, 3, 2, 3, 4, 4, 5, 5]), torch.tensor([0, 0, 1, 1, 2, 0, 2, 0, 1, 1, 5, 5])
+    return (
+        z,
+        torch.tensor([0, 0, 1, 1, 2, 3, 2, 3, 4, 4, 5, 5]),
+        torch.tensor([0, 0, 1, 1, 2, 0, 2, 0, 1, 1, 5, 5]),
+    )
 
 
 def contrasts(rank, ranks):
     found = {}
     for stop, settings in CONTRASTS.items():
-        w = torch.eye(5, requires_grad=True)                     # stands for a model: its gradient is what DDP averages
+        w = torch.eye(
+            5, requires_grad=True
+        )  # stands for a model: its gradient is what DDP averages
         z, partner, content = half(embeddings(), rank, ranks)
         value = contrast(z @ w, partner, content, **settings)
         value.backward()
@@ -52,17 +65,35 @@ def terms(rank, ranks, row):
     model, views = tec.build(cfg).eval(), half(batch_of(cfg), rank, ranks)
     total, each = tec.loss(model, views, cfg)
     total.backward()
-    grads = {k: average(torch.zeros_like(p) if p.grad is None else p.grad) for k, p in model.named_parameters()}
-    return dict(total=average(total), terms={k: average(v) for k, v in each.items()}, grads=grads, names=tec.identify(views.drawn, cfg))
+    grads = {
+        k: average(torch.zeros_like(p) if p.grad is None else p.grad)
+        for k, p in model.named_parameters()
+    }
+    return dict(
+        total=average(total),
+        terms={k: average(v) for k, v in each.items()},
+        grads=grads,
+        names=tec.identify(views.drawn, cfg),
+    )
 
 
 class Points:
     "A source of two noisy copies of a point; frames are seeds of the noise."
+
     lengths, labels = torch.full((32,), 1000), torch.arange(32)
 
-    def __len__(self): return 32
-    def clips(self, index, frames): return torch.stack([torch.stack([self.point(i, f) for f in row]) for i, row in zip(index, frames)])
-    def point(self, i, f): return torch.randn(6, generator=generator('p', int(i))) + torch.randn(6, generator=generator('n', int(f)))
+    def __len__(self):
+        return 32
+
+    def clips(self, index, frames):
+        return torch.stack(
+            [torch.stack([self.point(i, f) for f in row]) for i, row in zip(index, frames)]
+        )
+
+    def point(self, i, f):
+        return torch.randn(6, generator=generator('p', int(i))) + torch.randn(
+            6, generator=generator('n', int(f))
+        )
 
 
 @dataclasses.dataclass
@@ -80,14 +111,38 @@ def trained(rank, ranks, accumulate=2):
     "Three steps of a learner whose batches are split over the processes."
     torch.manual_seed(0)
     model = nn.Linear(6, 4)
-    batches = Batches(Points(), lambda lengths, g: Drawn(torch.randint(1000, (len(lengths), 2), generator=g)), BATCH, 0, rank, ranks)
-    learn = Learner(model, pair_loss, lambda batch, g: batch, batches, torch.optim.SGD(model.parameters(), 0.5), device='cpu', accumulate=accumulate)
+    batches = Batches(
+        Points(),
+        lambda lengths, g: Drawn(torch.randint(1000, (len(lengths), 2), generator=g)),
+        BATCH,
+        0,
+        rank,
+        ranks,
+    )
+    learn = Learner(
+        model,
+        pair_loss,
+        lambda batch, g: batch,
+        batches,
+        torch.optim.SGD(model.parameters(), 0.5),
+        device='cpu',
+        accumulate=accumulate,
+    )
     assert learn.accelerator.num_processes == ranks
     learn.fit(3)
-    return {k: v.clone() for k, v in learn.accelerator.unwrap_model(learn.model).state_dict().items()}
+    return {
+        k: v.clone() for k, v in learn.accelerator.unwrap_model(learn.model).state_dict().items()
+    }
 
 
-def run_of(row): return Run(f'tec/{row}', 'tec', dataclasses.replace(tec.PRESETS['tiny'], steps=3, videos=32, length=64, batch=BATCH, hidden=16, **ROWS[row]))
+def run_of(row):
+    return Run(
+        f'tec/{row}',
+        'tec',
+        dataclasses.replace(
+            tec.PRESETS['tiny'], steps=3, videos=32, length=64, batch=BATCH, hidden=16, **ROWS[row]
+        ),
+    )
 
 
 def whole_runs(rank, folder):
@@ -95,23 +150,36 @@ def whole_runs(rank, folder):
     found = {}
     for row in ('full', 'instance'):
         run = run_of(row)
-        learn, _ = learner(run, Path(folder) / row, MovingDigits(n=32, size=32, length=64), 'cpu', quiet=True)
+        learn, _ = learner(
+            run, Path(folder) / row, MovingDigits(n=32, size=32, length=64), 'cpu', quiet=True
+        )
         learn.fit(3)
         model = learn.accelerator.unwrap_model(learn.model)
-        found[row] = {k: v.clone() for k, v in model.named_parameters()}, learn.batches.rank, learn.total.item()
+        found[row] = (
+            {k: v.clone() for k, v in model.named_parameters()},
+            learn.batches.rank,
+            learn.total.item(),
+        )
     return found
 
 
 def everything(rank, ranks):
-    return dict(contrast=contrasts(rank, ranks), tec={row: terms(rank, ranks, row) for row in ROWS}, trained=trained(rank, ranks),
-                gather=gather(torch.arange(3.) + 10 * rank), mine=my_rows(3))
+    return dict(
+        contrast=contrasts(rank, ranks),
+        tec={row: terms(rank, ranks, row) for row in ROWS},
+        trained=trained(rank, ranks),
+        gather=gather(torch.arange(3.0) + 10 * rank),
+        mine=my_rows(3),
+    )
 
 
-def both(rank, folder): return dict(everything(rank, 2), runs=whole_runs(rank, folder))
+def both(rank, folder):
+    return dict(everything(rank, 2), runs=whole_runs(rank, folder))
 
 
 @pytest.fixture(scope='module')
-def one(): return everything(0, 1)
+def one():
+    return everything(0, 1)
 
 
 @pytest.fixture(scope='module')
@@ -129,7 +197,8 @@ def test_gather(two):
 @pytest.mark.parametrize('stop', CONTRASTS)
 def test_contrast(one, two, stop):
     "Every row has a partner, as in all our losses: then the mean over both processes is the mean over all rows."
-    for found in two: assert_close(found['contrast'][stop], one['contrast'][stop], atol=1e-6, rtol=0)
+    for found in two:
+        assert_close(found['contrast'][stop], one['contrast'][stop], atol=1e-6, rtol=0)
     assert one['contrast'][stop][1].abs().max() > 1e-3
 
 
@@ -149,12 +218,15 @@ def test_tec(one, two, row):
 def test_numbers_across_processes(one, two, row):
     "Partners and contents mean the same on both processes: together they are those of one."
     for k, want in enumerate(one['tec'][row]['names']):
-        assert_close(torch.cat([found['tec'][row]['names'][k] for found in two]), want, rtol=0, atol=0)
+        assert_close(
+            torch.cat([found['tec'][row]['names'][k] for found in two]), want, rtol=0, atol=0
+        )
 
 
 def test_learner(one, two):
     "Split batches, gathered loss, averaged gradients, accumulated: the weights of one process."
-    for found in two: assert_close(found['trained'], one['trained'], atol=1e-6, rtol=0)
+    for found in two:
+        assert_close(found['trained'], one['trained'], atol=1e-6, rtol=0)
     torch.manual_seed(0)
     assert (one['trained']['weight'] - nn.Linear(6, 4).weight).abs().max() > 0.01
 
@@ -171,9 +243,11 @@ def test_whole_run(two, row):
     assert [r['step'] for r in read_log(home / 'log.csv')] == [3]
     assert len(list((home / 'tensorboard').iterdir())) == 1
     saved = read_checkpoint(home / 'checkpoint.safetensors', 'tec')[0]
-    for k, v in a.items(): assert torch.equal(saved[f'model.{k}'], v), k
+    for k, v in a.items():
+        assert torch.equal(saved[f'model.{k}'], v), k
 
 
 @pytest.mark.parametrize('size, ranks', [(6, 2), (7, 1), (12, 8), (2, 2)])
 def test_pairs_stay_together(size, ranks):
-    with pytest.raises(InputError, match=f'multiple of {2 * ranks}'): Batches(Points(), len, size, ranks=ranks)
+    with pytest.raises(InputError, match=f'multiple of {2 * ranks}'):
+        Batches(Points(), len, size, ranks=ranks)

@@ -1,4 +1,5 @@
 "Probes and retrieval against naive loops, closed forms and scikit-learn; what must be refused is."
+
 import json
 import math
 from functools import partial
@@ -20,7 +21,12 @@ from vidrepro.core.random import generator
 from vidrepro.evaluation import probes, retrieval
 
 torch.set_num_threads(1)
-PREDICTORS = [partial(probes.logistic, decays=(0.1,)), probes.logistic, probes.svm, partial(probes.nearest, k=5)]
+PREDICTORS = [
+    partial(probes.logistic, decays=(0.1,)),
+    probes.logistic,
+    probes.svm,
+    partial(probes.nearest, k=5),
+]
 
 
 def clusters(n, seed, k=5, d=8, spread=0.5):
@@ -80,7 +86,9 @@ def test_bootstrap_draws_whole_videos():
     low, high = probes.bootstrap(hits)
     assert high - low < 0.6 * np.ptp(probes.bootstrap(hits, video))
     order = torch.randperm(500, generator=generator("order"))  # names of videos do not matter
-    assert probes.bootstrap(hits[order], 7 * video[order]) == pytest.approx(probes.bootstrap(hits, video))
+    assert probes.bootstrap(hits[order], 7 * video[order]) == pytest.approx(
+        probes.bootstrap(hits, video)
+    )
 
 
 def test_bootstrap_is_a_loop_over_drawn_videos():
@@ -131,10 +139,13 @@ def test_extract_in_bfloat16_is_close():
     torch.testing.assert_close(exact, rough, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("frames, message", [
-    (torch.zeros(5, 1, 2, dtype=torch.long), "for 6 videos"),
-    (torch.zeros(6, 0, 2, dtype=torch.long), "one clip at least"),
-])
+@pytest.mark.parametrize(
+    "frames, message",
+    [
+        (torch.zeros(5, 1, 2, dtype=torch.long), "for 6 videos"),
+        (torch.zeros(6, 0, 2, dtype=torch.long), "one clip at least"),
+    ],
+)
 def test_extract_refuses_wrong_frames(frames, message):
     with pytest.raises(InputError, match=message):
         probes.extract(Mean(), Numbers(), frames)
@@ -227,26 +238,32 @@ def test_cross_validate_never_trains_on_the_tested_group():
 (X, Y), BAD = clusters(20, "x"), torch.full((20, 8), math.nan)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: probes.linear_probe(BAD, Y, X, Y), "train features: got NaN or infinity in 20 rows"),
-    (lambda: probes.linear_probe(X, Y, BAD, Y), "test features"),
-    (lambda: probes.linear_probe(X, Y[:-1], X, Y), "19 labels for 20 rows"),
-    (lambda: probes.linear_probe(X[:0], Y[:0], X, Y), "0 rows"),
-    (lambda: probes.linear_probe(X, 0 * Y, X, Y), "train labels"),
-    (lambda: probes.linear_svm(X, 0 * Y, X, Y), "at least two classes"),
-    (lambda: probes.linear_probe(X, Y, X, Y, groups=0 * Y), "train labels"),
-    (lambda: probes.knn(X[:7], Y[:7], X, Y), "choose 1 to 7"),
-    (lambda: probes.cross_validate(X, Y, 0 * Y), "two groups at least"),
-    (lambda: retrieval.retrieve(X, Y, X[:4], Y[:4]), "choose 1 to 4"),
-    (lambda: retrieval.retrieve_within(X, Y, ks=(20,)), "choose 1 to 19"),
-    (lambda: retrieval.retrieve(X, Y, X, Y, ks=(0,)), "choose 1 to 20"),
-    (lambda: retrieval.retrieve(X, Y, X, Y, ks=()), "name at least one k"),
-    (lambda: retrieval.retrieve(BAD, Y, X, Y, ks=(1,)), "query features"),
-    (lambda: retrieval.retrieve(X, Y, BAD, Y, ks=(1,)), "gallery features"),
-    (lambda: retrieval.retrieve(X, Y, X, Y[:3], ks=(1,)), "3 labels for 20 rows"),
-    (lambda: retrieval.retrieve(X, Y, X, Y, ks=(1,), query_groups=Y), "both sides"),
-    (lambda: retrieval.retrieve_within(X, Y, 0 * Y, ks=(1,)), "choose 1 to 0"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: probes.linear_probe(BAD, Y, X, Y),
+            "train features: got NaN or infinity in 20 rows",
+        ),
+        (lambda: probes.linear_probe(X, Y, BAD, Y), "test features"),
+        (lambda: probes.linear_probe(X, Y[:-1], X, Y), "19 labels for 20 rows"),
+        (lambda: probes.linear_probe(X[:0], Y[:0], X, Y), "0 rows"),
+        (lambda: probes.linear_probe(X, 0 * Y, X, Y), "train labels"),
+        (lambda: probes.linear_svm(X, 0 * Y, X, Y), "at least two classes"),
+        (lambda: probes.linear_probe(X, Y, X, Y, groups=0 * Y), "train labels"),
+        (lambda: probes.knn(X[:7], Y[:7], X, Y), "choose 1 to 7"),
+        (lambda: probes.cross_validate(X, Y, 0 * Y), "two groups at least"),
+        (lambda: retrieval.retrieve(X, Y, X[:4], Y[:4]), "choose 1 to 4"),
+        (lambda: retrieval.retrieve_within(X, Y, ks=(20,)), "choose 1 to 19"),
+        (lambda: retrieval.retrieve(X, Y, X, Y, ks=(0,)), "choose 1 to 20"),
+        (lambda: retrieval.retrieve(X, Y, X, Y, ks=()), "name at least one k"),
+        (lambda: retrieval.retrieve(BAD, Y, X, Y, ks=(1,)), "query features"),
+        (lambda: retrieval.retrieve(X, Y, BAD, Y, ks=(1,)), "gallery features"),
+        (lambda: retrieval.retrieve(X, Y, X, Y[:3], ks=(1,)), "3 labels for 20 rows"),
+        (lambda: retrieval.retrieve(X, Y, X, Y, ks=(1,), query_groups=Y), "both sides"),
+        (lambda: retrieval.retrieve_within(X, Y, 0 * Y, ks=(1,)), "choose 1 to 0"),
+    ],
+)
 def test_refusals_fill_one_line(call, message):
     with pytest.raises(InputError, match=message) as error:
         call()
@@ -307,8 +324,11 @@ def test_neighbours_are_a_sorted_list(seed, center):
     found = retrieval.neighbours(query, gallery, k, center, mine, theirs)
     q, g = (x.double() - center * x.double().mean(0) for x in (query, gallery))
     for i in range(6):
-        key = {j: (-round(F.cosine_similarity(q[i], g[j], dim=0).item(), 9), j)
-               for j in range(12) if theirs[j] != mine[i]}
+        key = {
+            j: (-round(F.cosine_similarity(q[i], g[j], dim=0).item(), 9), j)
+            for j in range(12)
+            if theirs[j] != mine[i]
+        }
         assert found[i].tolist() == sorted(key, key=key.get)[:k]
 
 
@@ -345,7 +365,9 @@ def test_recall_and_its_chance_by_counting(grouped):
             near = sorted(free[i], key=lambda j: -F.cosine_similarity(query[i], gallery[j], dim=0))
             hits += any(gl[j] == ql[i] for j in near[:k])
             chance += hypergeom.sf(0, len(free[i]), sum(int(gl[j] == ql[i]) for j in free[i]), k)
-        assert score.value == pytest.approx(hits / 40) and score.chance == pytest.approx(chance / 40)
+        assert score.value == pytest.approx(hits / 40) and score.chance == pytest.approx(
+            chance / 40
+        )
         assert score.n == 40 and score.low <= score.value <= score.high
 
 
@@ -368,8 +390,10 @@ def test_noise_scores_at_chance():
 
 def test_centring_removes_a_shift_between_the_sides_and_says_so():
     (query, ql), (gallery, gl) = clusters(100, "q", spread=0.3), clusters(100, "g", spread=0.3)
-    plain, centred = (retrieval.retrieve(query + 3 * torch.eye(8)[0], ql, gallery, gl, (1,), center)[1]
-                      for center in (False, True))
+    plain, centred = (
+        retrieval.retrieve(query + 3 * torch.eye(8)[0], ql, gallery, gl, (1,), center)[1]
+        for center in (False, True)
+    )
     assert centred.value > 0.95 > plain.value + 0.2
     assert plain.protocol["centred"] == "no" and "own mean" in centred.protocol["centred"]
 
@@ -387,7 +411,9 @@ def test_panel_colours_tell_right_from_wrong():
     matplotlib.use("agg")
     source = Numbers()
     figure = retrieval.panel(source, source, torch.tensor([[2, 1]] * 6), torch.tensor([0, 1]))
-    edges = [[ax.spines["left"].get_edgecolor() for ax in figure.axes[3 * r : 3 * r + 3]] for r in (0, 1)]
+    edges = [
+        [ax.spines["left"].get_edgecolor() for ax in figure.axes[3 * r : 3 * r + 3]] for r in (0, 1)
+    ]
     green, red = (matplotlib.colors.to_rgba(c) for c in ("tab:green", "tab:red"))
     assert [row[1:] for row in edges] == [[green, red], [red, green]]
     assert figure.axes[0].get_title() == "even"

@@ -1,4 +1,5 @@
 "Exported features as their consumers read them; folders held against videos; the commands."
+
 import io
 import json
 import os
@@ -17,12 +18,12 @@ from safetensors.torch import save_file
 from test_features import Small, contents, write
 from typer.testing import CliRunner
 
+from vidrepro.cli.features import app
 from vidrepro.core.files import InputError
 from vidrepro.data.video import probe
-from vidrepro.experiments.suites import Run, learner, pick_preset, videos
+from vidrepro.experiments.tables import Run, learner, pick_preset, videos
 from vidrepro.features import formats
 from vidrepro.features.extract import Features, Settings, TimeAxis, extract, load
-from vidrepro.features_cli import app
 from vidrepro.models.backbones import backbone
 
 LENGTHS = dict(v_one=400, v_two=95, three=64)
@@ -33,31 +34,56 @@ def home(tmp_path_factory):
     "Three videos and their features at strides 16 and 1."
     home = tmp_path_factory.mktemp('formats')
     (home / 'videos').mkdir()
-    for name, frames in LENGTHS.items(): write(home / 'videos' / f'{name}.mp4', range(frames))
-    for stride in (16, 1): extract(Small(), home / 'videos', home / f'features{stride}', Settings(stride=stride), 'small', batch=4)
+    for name, frames in LENGTHS.items():
+        write(home / 'videos' / f'{name}.mp4', range(frames))
+    for stride in (16, 1):
+        extract(
+            Small(),
+            home / 'videos',
+            home / f'features{stride}',
+            Settings(stride=stride),
+            'small',
+            batch=4,
+        )
     return home
 
 
-def samples(frames): return -(-frames // 2)
-def rows(frames, stride): return (samples(frames) - 16) // stride + 1
+def samples(frames):
+    return -(-frames // 2)
+
+
+def rows(frames, stride):
+    return (samples(frames) - 16) // stride + 1
 
 
 # ---- readers, each written from the documented interface of the program ---------------------------
 
+
 def actionformer(folder, options, video):
     "`file_prefix + id + file_ext`, T x C; feature i stands for the time (i * feat_stride + num_frames / 2) / fps, or a share of the video."
-    feats = np.load(folder / (options['file_prefix'] + video + options['file_ext'])).astype(np.float32)
+    feats = np.load(folder / (options['file_prefix'] + video + options['file_ext'])).astype(
+        np.float32
+    )
     stride, frames, fps = options['feat_stride'], options['num_frames'], options['default_fps']
     if stride <= 0:  # fixed length: the duration is divided evenly
         assert len(feats) <= options['max_seq_len']
-        return feats, lambda duration: (np.arange(len(feats)) + 0.5 * frames) * duration / len(feats)
+        return (
+            feats,
+            lambda duration: (np.arange(len(feats)) + 0.5 * frames) * duration / len(feats),
+        )
     return feats, lambda duration: (np.arange(len(feats)) * stride + 0.5 * frames) / fps
 
 
 def opentad(folder, options, video):
     "`prefix + id + .npy`; seconds = (i * feature_stride + offset_frames) / fps."
     feats = np.load(folder / f'{options["prefix"]}{video}.npy')
-    return feats, lambda duration: (np.arange(len(feats)) * options['feature_stride'] + options['offset_frames']) / options['fps']
+    return (
+        feats,
+        lambda duration: (
+            (np.arange(len(feats)) * options['feature_stride'] + options['offset_frames'])
+            / options['fps']
+        ),
+    )
 
 
 def bmn(folder, options, video):
@@ -68,24 +94,46 @@ def bmn(folder, options, video):
     info = pd.read_csv(folder / 'videos.csv').set_index('video').loc[video]
     corrected = info.feature_frame / info.frames * info.seconds
     assert data.shape == (options['feat_dim'], options['temporal_scale'])
-    return data.T.numpy(), lambda duration: (np.arange(data.shape[1]) + 0.5) / data.shape[1] * corrected
+    return (
+        data.T.numpy(),
+        lambda duration: (np.arange(data.shape[1]) + 0.5) / data.shape[1] * corrected,
+    )
 
 
 def gtad(folder, options, video):
     "One HDF5 file, VIDEO -> T x C, interpolated to temporal_scale."
-    with h5py.File(folder / 'features.h5') as file: feats = torch.Tensor(file[video][:]).transpose(0, 1)[None]
+    with h5py.File(folder / 'features.h5') as file:
+        feats = torch.Tensor(file[video][:]).transpose(0, 1)[None]
     assert feats.shape[1] == options['feat_dim']
-    data = F.interpolate(feats, size=options['temporal_scale'], mode='linear', align_corners=False)[0]
+    data = F.interpolate(feats, size=options['temporal_scale'], mode='linear', align_corners=False)[
+        0
+    ]
     info = pd.read_csv(folder / 'videos.csv').set_index('video').loc[video]
     corrected = info.feature_frame / info.frames * info.seconds
-    return data.T.numpy(), lambda duration: (np.arange(data.shape[1]) + 0.5) / data.shape[1] * corrected
+    return (
+        data.T.numpy(),
+        lambda duration: (np.arange(data.shape[1]) + 0.5) / data.shape[1] * corrected,
+    )
 
 
 def bmt(folder, options, video):
     "VIDEO_rgb.npy and VIDEO_flow.npy of equal shape, summed; at most so many rows."
-    rgb, flow = (torch.from_numpy(np.load(folder / f'{video}_{kind}.npy')).float() for kind in ('rgb', 'flow'))
-    assert rgb.shape == flow.shape and len(rgb) <= options['pad_video_feats_up_to'] and rgb.shape[1] == options['d_vid']
-    return (rgb + flow).numpy(), lambda duration: (np.arange(len(rgb)) * options['feature_timespan_in_fps'] + 8) / options['fps_at_extraction']
+    rgb, flow = (
+        torch.from_numpy(np.load(folder / f'{video}_{kind}.npy')).float()
+        for kind in ('rgb', 'flow')
+    )
+    assert (
+        rgb.shape == flow.shape
+        and len(rgb) <= options['pad_video_feats_up_to']
+        and rgb.shape[1] == options['d_vid']
+    )
+    return (
+        (rgb + flow).numpy(),
+        lambda duration: (
+            (np.arange(len(rgb)) * options['feature_timespan_in_fps'] + 8)
+            / options['fps_at_extraction']
+        ),
+    )
 
 
 def times_of(folder, video):
@@ -93,23 +141,41 @@ def times_of(folder, video):
     return table[table.video == video].sort_values('row')[['start', 'end', 'centre']].to_numpy()
 
 
-@pytest.mark.parametrize('to, read', [('actionformer', actionformer), ('opentad', opentad), ('bmn', bmn), ('gtad', gtad), ('bmt', bmt)])
+@pytest.mark.parametrize(
+    'to, read',
+    [
+        ('actionformer', actionformer),
+        ('opentad', opentad),
+        ('bmn', bmn),
+        ('gtad', gtad),
+        ('bmt', bmt),
+    ],
+)
 def test_consumers_read_what_is_written(home, tmp_path, to, read):
     out = tmp_path / to
     formats.export(home / 'features16', out, to, prefix='v_')
     about = json.loads((out / 'interface.json').read_text())
     for name, frames in LENGTHS.items():
         key = name if name.startswith('v_') else f'v_{name}'
-        found, axis = read(out, about['options'], key.removeprefix('v_') if to in ('actionformer', 'opentad') else key)
+        found, axis = read(
+            out,
+            about['options'],
+            key.removeprefix('v_') if to in ('actionformer', 'opentad') else key,
+        )
         original = load(home / 'features16' / f'{name}.npy')
         fixed = to in ('bmn', 'gtad')
         expected = original.resample(100) if fixed else original
         np.testing.assert_allclose(found, expected.array, atol=1e-6)
         assert found.shape == (100 if fixed else rows(frames, 16), original.array.shape[1])
-        np.testing.assert_allclose(axis(frames / 30), expected.times[:, 2], atol=0.6 / 30 if fixed else 1e-6)
-        if to != 'gtad': np.testing.assert_allclose(times_of(out, key), expected.times, atol=1e-6)
+        np.testing.assert_allclose(
+            axis(frames / 30), expected.times[:, 2], atol=0.6 / 30 if fixed else 1e-6
+        )
+        if to != 'gtad':
+            np.testing.assert_allclose(times_of(out, key), expected.times, atol=1e-6)
     table = pd.read_csv(out / 'videos.csv')
-    assert (table.covered < table.seconds + 1 / 15).all() and (table.rows == pd.read_csv(out / 'times.csv').groupby('video').size()[table.video].values).all()
+    assert (table.covered < table.seconds + 1 / 15).all() and (
+        table.rows == pd.read_csv(out / 'times.csv').groupby('video').size()[table.video].values
+    ).all()
 
 
 @pytest.mark.parametrize('length', [100, 128, 192])
@@ -137,40 +203,57 @@ def test_mean_looks_at_every_row(n, m):
     found = Features(impulse, axis, {}, {}).resample(m, 'mean').array
     assert len(found) == m and (found.sum() > 0 or n < m)
     flat = Features(np.full((n, 2), 3.0, np.float32), axis, {}, {})
-    for how in ('linear', 'mean'): np.testing.assert_allclose(flat.resample(m, how).array, 3.0, rtol=1e-6)
+    for how in ('linear', 'mean'):
+        np.testing.assert_allclose(flat.resample(m, how).array, 3.0, rtol=1e-6)
     same = Features(np.random.default_rng(n).normal(size=(n, 2)).astype(np.float32), axis, {}, {})
-    for how in ('linear', 'mean'): np.testing.assert_allclose(same.resample(n, how).array, same.array, atol=1e-6)
+    for how in ('linear', 'mean'):
+        np.testing.assert_allclose(same.resample(n, how).array, same.array, atol=1e-6)
 
 
 # ---- plain formats -------------------------------------------------------------------------------
 
+
 def test_plain_formats(home, tmp_path):
     original = load(home / 'features16' / 'v_one.npy').array
-    for to in ('npy', 'pkl', 'pt', 'h5', 'webdataset'): formats.export(home / 'features16', tmp_path / to, to)
-    np.testing.assert_array_equal(np.load(tmp_path / 'npy' / 'v_one.npy', allow_pickle=False), original)
-    np.testing.assert_array_equal(torch.load(tmp_path / 'pt' / 'v_one.pt', weights_only=True).numpy(), original)
-    back = pickle.loads((tmp_path / 'pkl' / 'v_one.pkl').read_bytes())          # as TSP's merge script does
+    for to in ('npy', 'pkl', 'pt', 'h5', 'webdataset'):
+        formats.export(home / 'features16', tmp_path / to, to)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / 'npy' / 'v_one.npy', allow_pickle=False), original
+    )
+    np.testing.assert_array_equal(
+        torch.load(tmp_path / 'pt' / 'v_one.pt', weights_only=True).numpy(), original
+    )
+    back = pickle.loads((tmp_path / 'pkl' / 'v_one.pkl').read_bytes())  # as TSP's merge script does
     assert back.dtype == np.float32 and np.array_equal(back, original)
     with h5py.File(tmp_path / 'h5' / 'features.h5') as file:
-        assert set(file) == set(LENGTHS) and file['v_one'].compression == 'gzip' and file['v_one'].chunks
+        assert (
+            set(file) == set(LENGTHS)
+            and file['v_one'].compression == 'gzip'
+            and file['v_one'].chunks
+        )
         np.testing.assert_array_equal(file['v_one'][:], original)
     with tarfile.open(tmp_path / 'webdataset' / 'features-000000.tar') as tar:
         names = tar.getnames()
         assert names == [f'{key}.{ending}' for key in sorted(LENGTHS) for ending in ('npy', 'json')]
-        np.testing.assert_array_equal(np.load(io.BytesIO(tar.extractfile('v_one.npy').read())), original)
+        np.testing.assert_array_equal(
+            np.load(io.BytesIO(tar.extractfile('v_one.npy').read())), original
+        )
     formats.export(home / 'features16', tmp_path / 'again', 'webdataset')
     assert contents(tmp_path / 'webdataset') == contents(tmp_path / 'again')
 
 
 def test_pickles_are_never_run(tmp_path):
     class Bomb:
-        def __reduce__(self): return os.mkdir, (str(tmp_path / 'harm'),)
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'harm'),)
 
-    for name in ('x.pkl', 'x.npy', 'x.pt', 'x.h5'): (tmp_path / name).write_bytes(pickle.dumps(Bomb(), protocol=2))
+    for name in ('x.pkl', 'x.npy', 'x.pt', 'x.h5'):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb(), protocol=2))
     np.save(tmp_path / 'y.npy', np.array([Bomb()], dtype=object), allow_pickle=True)
     torch.save(Bomb(), tmp_path / 'y.pt')
     for name in ('x.pkl', 'x.npy', 'x.pt', 'x.h5', 'y.npy', 'y.pt'):
-        with pytest.raises(InputError): formats.read_array(tmp_path / name, 'x')
+        with pytest.raises(InputError):
+            formats.read_array(tmp_path / name, 'x')
     assert not (tmp_path / 'harm').exists()
 
 
@@ -180,7 +263,8 @@ def test_nothing_is_half_exported(home, tmp_path):
     extract(Small(), home / 'videos', broken, batch=4)
     (broken / 'v_two.npy').write_bytes((broken / 'v_two.npy').read_bytes()[:-1])
     for to in formats.EXPORTS:
-        with pytest.raises(InputError, match='v_two'): formats.export(broken, tmp_path / 'out', to)
+        with pytest.raises(InputError, match='v_two'):
+            formats.export(broken, tmp_path / 'out', to)
     assert [p.name for p in tmp_path.iterdir()] == ['broken']
 
 
@@ -194,11 +278,15 @@ def test_gvf(home, tmp_path):
         vector = file['v_one'][:]
     array = load(home / 'features16' / 'v_one.npy').array
     assert vector.dtype == np.float32 and vector.shape == array.shape[1:]
-    np.testing.assert_allclose(vector, [max(row[c] for row in array) for c in range(array.shape[1])], atol=1e-6)
-    with pytest.raises(InputError, match='encoder'): formats.gvf([tmp_path / 'train', home / 'features1'])
+    np.testing.assert_allclose(
+        vector, [max(row[c] for row in array) for c in range(array.shape[1])], atol=1e-6
+    )
+    with pytest.raises(InputError, match='encoder'):
+        formats.gvf([tmp_path / 'train', home / 'features1'])
 
 
 # ---- against the videos --------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('stride', [16, 1])
 def test_whole_folder_passes(home, stride):
@@ -212,34 +300,72 @@ def test_whole_folder_passes(home, stride):
 def test_real_folder(data_dir, tmp_path):
     "Features of real clips stand up to `verify`, time stamps out of order included."
     for folder in ('ucf101_mini',):
-        report = extract(Small(), data_dir / folder, tmp_path / folder, Settings(size=32, on_short='pad'), batch=8)
+        report = extract(
+            Small(),
+            data_dir / folder,
+            tmp_path / folder,
+            Settings(size=32, on_short='pad'),
+            batch=8,
+        )
         assert not report.failed
         assert (formats.verify(tmp_path / folder, data_dir / folder).status == 'ok').all()
 
 
 # ---- commands ------------------------------------------------------------------------------------
 
+
 @pytest.fixture
-def command(): return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+def command():
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
 def test_exit_codes(home, tmp_path, command):
     save_file(backbone('tiny').state_dict(), tmp_path / 'tiny.safetensors')
-    words = ('--backbone', 'tiny', '--weights', tmp_path / 'tiny.safetensors', '--size', 32, '--batch', 2)
-    assert command('extract', home / 'videos', tmp_path / 'f', *words, '--shard', '0/2').exit_code == 0
+    words = (
+        '--backbone',
+        'tiny',
+        '--weights',
+        tmp_path / 'tiny.safetensors',
+        '--size',
+        32,
+        '--batch',
+        2,
+    )
+    assert (
+        command('extract', home / 'videos', tmp_path / 'f', *words, '--shard', '0/2').exit_code == 0
+    )
     assert command('verify', tmp_path / 'f', home / 'videos').exit_code == 1
-    assert command('extract', home / 'videos', tmp_path / 'f', *words, '--shard', '1/2').exit_code == 0
+    assert (
+        command('extract', home / 'videos', tmp_path / 'f', *words, '--shard', '1/2').exit_code == 0
+    )
     assert command('verify', tmp_path / 'f', home / 'videos').exit_code == 0
     (tmp_path / 'list.txt').write_text('v_one.mp4\nnone.mp4\n')
-    result = command('extract', tmp_path / 'list.txt', tmp_path / 'g', *words, '--root', home / 'videos')
-    assert result.exit_code == 1 and 'none.mp4: no such file' in result.stderr and '1 done' in result.output
-    for wrong in (('extract', home / 'none', tmp_path / 'h', *words), ('extract', home / 'videos', tmp_path / 'h'),
-                  ('extract', home / 'videos', tmp_path / 'f', *words, '--stride', 4), ('extract', home / 'videos', tmp_path / 'h', *words, '--shard', 'x'),
-                  ('extract', home / 'videos', tmp_path / 'h', '--backbone', 'vgg', '--weights', 'x'), ('export', home / 'videos', tmp_path / 'h'),
-                  ('export', tmp_path / 'f', tmp_path / 'h', '--to', 'mat'), ('extract', home / 'videos', tmp_path / 'h', *words, '--precision', 'int8'),
-                  ('extract', home / 'videos', tmp_path / 'h', *words, '--device', 'abacus'), ('gvf', tmp_path / 'f', '--kind', 'min')):
+    result = command(
+        'extract', tmp_path / 'list.txt', tmp_path / 'g', *words, '--root', home / 'videos'
+    )
+    assert (
+        result.exit_code == 1
+        and 'none.mp4: no such file' in result.stderr
+        and '1 done' in result.output
+    )
+    for wrong in (
+        ('extract', home / 'none', tmp_path / 'h', *words),
+        ('extract', home / 'videos', tmp_path / 'h'),
+        ('extract', home / 'videos', tmp_path / 'f', *words, '--stride', 4),
+        ('extract', home / 'videos', tmp_path / 'h', *words, '--shard', 'x'),
+        ('extract', home / 'videos', tmp_path / 'h', '--backbone', 'vgg', '--weights', 'x'),
+        ('export', home / 'videos', tmp_path / 'h'),
+        ('export', tmp_path / 'f', tmp_path / 'h', '--to', 'mat'),
+        ('extract', home / 'videos', tmp_path / 'h', *words, '--precision', 'int8'),
+        ('extract', home / 'videos', tmp_path / 'h', *words, '--device', 'abacus'),
+        ('gvf', tmp_path / 'f', '--kind', 'min'),
+    ):
         result = command(*wrong)
-        assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1 and '; ' in result.stderr, (wrong, result.stderr)
+        assert (
+            result.exit_code == 2
+            and len(result.stderr.strip().splitlines()) == 1
+            and '; ' in result.stderr
+        ), (wrong, result.stderr)
     assert not (tmp_path / 'h').exists()
 
 
@@ -249,25 +375,44 @@ def test_ranks_share_the_videos(home, tmp_path, command, monkeypatch):
     for rank in ('0', '1'):
         monkeypatch.setenv('RANK', rank)
         monkeypatch.setenv('WORLD_SIZE', '2')
-        result = command('extract', home / 'videos', tmp_path / 'f', '--backbone', 'tiny', '--weights', tmp_path / 'tiny.safetensors', '--size', 32)
+        result = command(
+            'extract',
+            home / 'videos',
+            tmp_path / 'f',
+            '--backbone',
+            'tiny',
+            '--weights',
+            tmp_path / 'tiny.safetensors',
+            '--size',
+            32,
+        )
         assert result.exit_code == 0
     assert (formats.verify(tmp_path / 'f', home / 'videos').status == 'ok').all()
-    assert sorted(p.name for p in (tmp_path / 'f').glob('*.csv')) == ['failures-0-of-2.csv', 'failures-1-of-2.csv']
+    assert sorted(p.name for p in (tmp_path / 'f').glob('*.csv')) == [
+        'failures-0-of-2.csv',
+        'failures-1-of-2.csv',
+    ]
 
 
 def test_own_run(home, tmp_path, command):
     "A run of `train` brings its clip length, its size and its pictures."
     cfg = pick_preset('tec', 'tiny', steps=1, videos=8, length=64, batch=4, hidden=16, dim=8)
-    learn, _ = learner(Run('mine', 'tec', cfg), tmp_path / 'mine', videos(cfg, 'pretrain'), 'cpu', quiet=True)
+    learn, _ = learner(
+        Run('mine', 'tec', cfg), tmp_path / 'mine', videos(cfg, 'pretrain'), 'cpu', quiet=True
+    )
     learn.fit(1)
     result = command('extract', home / 'videos', tmp_path / 'f', '--run', tmp_path / 'mine')
     assert result.exit_code == 0, result.stderr
     found = load(tmp_path / 'f' / 'v_one.npy')
-    assert {k: found.settings[k] for k in ('frames', 'size', 'transform')} == dict(frames=cfg.frames, size=cfg.size, transform='square')
+    assert {k: found.settings[k] for k in ('frames', 'size', 'transform')} == dict(
+        frames=cfg.frames, size=cfg.size, transform='square'
+    )
     from vidrepro.data.video import read_clips
     from vidrepro.learning.views import prepare
+
     clip = read_clips(home / 'videos' / 'v_one.mp4', [list(range(32, 32 + 2 * cfg.frames, 2))])
-    with torch.inference_mode(): slow = learn.model.backbone.eval()(prepare(clip, cfg.size))
+    with torch.inference_mode():
+        slow = learn.model.backbone.eval()(prepare(clip, cfg.size))
     np.testing.assert_allclose(found.array[1], slow[0].numpy(), atol=1e-5)
 
 
@@ -275,5 +420,9 @@ def test_durations_agree_with_probe(home):
     for name in LENGTHS:
         about = load(home / 'features16' / f'{name}.npy').video
         info = probe(home / 'videos' / f'{name}.mp4')
-        assert (about['frames'], about['vfr'], about['samples']) == (info.frames, False, samples(info.frames))
+        assert (about['frames'], about['vfr'], about['samples']) == (
+            info.frames,
+            False,
+            samples(info.frames),
+        )
         assert about['seconds'] == pytest.approx(info.duration)

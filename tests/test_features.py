@@ -1,4 +1,5 @@
 "Features: the same as clip by clip, whatever the file, the stride, the interruption or the company."
+
 import contextlib
 import csv
 import os
@@ -17,11 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
 from vidrepro.core.files import InputError
-from vidrepro.data.transforms import KINETICS_MEAN, KINETICS_STD
 from vidrepro.data.video import probe, read_clips
 from vidrepro.features import extract as module
-from vidrepro.features.extract import Settings, Strip, TimeAxis, extract, feature_names, inputs, load, on_screen, slack, tsp_view
+from vidrepro.features.extract import (
+    Settings,
+    Strip,
+    TimeAxis,
+    extract,
+    feature_names,
+    inputs,
+    load,
+    on_screen,
+    slack,
+    tsp_view,
+)
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -34,19 +46,24 @@ class Small(nn.Module):
         torch.manual_seed(0)
         self.conv = nn.Conv3d(3, 8, 3, stride=2)
 
-    def forward(self, x): return self.conv(F.avg_pool3d(x, (1, 8, 8))).relu().mean((3, 4)).flatten(1)
+    def forward(self, x):
+        return self.conv(F.avg_pool3d(x, (1, 8, 8))).relu().mean((3, 4)).flatten(1)
 
 
 def write(path, ticks, tick=Fraction(1, 30), size=(48, 64), codec='libx264'):
     "A video whose frame i appears at `ticks[i]`; every frame is another picture."
     y, x = np.mgrid[: size[0], : size[1]]
-    with av.open(str(path), 'w', options={'movflags': 'faststart'} if path.suffix == '.mp4' else {}) as file:
+    with av.open(
+        str(path), 'w', options={'movflags': 'faststart'} if path.suffix == '.mp4' else {}
+    ) as file:
         stream = file.add_stream(codec, rate=30, options={'threads': '1', 'preset': 'ultrafast'})
         stream.height, stream.width, stream.pix_fmt = *size, 'yuv420p'
         stream.time_base = stream.codec_context.time_base = tick
         for i, at in enumerate(ticks):
             grey = 128 + 100 * np.sin((x + 3 * i) / 9) * np.cos((y - 2 * i) / 7)
-            frame = av.VideoFrame.from_ndarray(np.repeat(grey.astype(np.uint8)[..., None], 3, 2), format='rgb24')
+            frame = av.VideoFrame.from_ndarray(
+                np.repeat(grey.astype(np.uint8)[..., None], 3, 2), format='rgb24'
+            )
             frame.pts, frame.time_base = at, tick
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -62,7 +79,8 @@ def slow_numbers(path, rate=15):
     stamps = [p for p, _ in frames]
     if None in stamps or len(set(stamps)) < len(stamps):
         tick, stamps, last = 1 / fps, list(range(len(frames))), 1
-    else: stamps, last = sorted(stamps), frames[-1][1]
+    else:
+        stamps, last = sorted(stamps), frames[-1][1]
     seconds = [(p - stamps[0]) * tick for p in stamps]
     usual = seconds[-1] / (len(seconds) - 1) if len(seconds) > 1 else 0
     late, end, numbers, k = slack(tick), seconds[-1] + (last * tick or usual), [], 0
@@ -77,9 +95,10 @@ def slow_features(network, path, frames=16, rate=15):
     numbers, rows = slow_numbers(path, rate), []
     mean, std = (torch.tensor(v)[:, None, None] for v in (KINETICS_MEAN, KINETICS_STD))
     for start in range(len(numbers) - frames + 1):
-        clip = read_clips(path, [numbers[start:start + frames]])[0].transpose(0, 1).float() / 255
+        clip = read_clips(path, [numbers[start : start + frames]])[0].transpose(0, 1).float() / 255
         x = (F.interpolate(clip, (128, 171), mode='bilinear', align_corners=False) - mean) / std
-        with torch.inference_mode(): rows.append(network(x[:, :, 8:120, 30:142].transpose(0, 1)[None])[0])
+        with torch.inference_mode():
+            rows.append(network(x[:, :, 8:120, 30:142].transpose(0, 1)[None])[0])
     return torch.stack(rows).numpy() if rows else np.zeros((0, 1), np.float32)
 
 
@@ -89,14 +108,19 @@ def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp('videos')
     (home / 'sub').mkdir()
     write(home / 'a.mp4', range(90))
-    write(home / 'b.mp4', range(0, 2000, 20), Fraction(1, 500))            # 25 fps
+    write(home / 'b.mp4', range(0, 2000, 20), Fraction(1, 500))  # 25 fps
     write(home / 'sub' / 'c.mkv', [round(i * 1000 / 30) for i in range(70)], Fraction(1, 1000))
     write(home / 'sub' / 'd.mp4', range(0, 1001 * 60, 1001), Fraction(1, 30000))  # 29.97 fps
-    write(home / 'e.mp4', np.cumsum(np.random.default_rng(0).integers(1, 9, 60)).tolist(), Fraction(1, 60))  # variable
+    write(
+        home / 'e.mp4',
+        np.cumsum(np.random.default_rng(0).integers(1, 9, 60)).tolist(),
+        Fraction(1, 60),
+    )  # variable
     return home
 
 
 # ---- sampling and clips --------------------------------------------------------------------------
+
 
 @QUICK
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 40))
@@ -115,7 +139,9 @@ def test_number_of_clips(samples, frames, stride):
 def test_samples_are_what_a_viewer_sees(gaps, rate):
     moments = np.cumsum([0, *gaps])[:-1] / 1000
     end = sum(gaps) / 1000
-    got = list(on_screen([*((t - 1e-6, i) for i, t in enumerate(moments)), (end - 1e-6, None)], rate))
+    got = list(
+        on_screen([*((t - 1e-6, i) for i, t in enumerate(moments)), (end - 1e-6, None)], rate)
+    )
     n = len(got)
     assert (n - 1) / rate < end <= n / rate + 2e-6 or n == 1
     assert got == [max(i for i, t in enumerate(moments) if t <= k / rate + 1e-6) for k in range(n)]
@@ -133,67 +159,112 @@ def test_whole_ratios_take_every_frame_of_a_kind(tmp_path, fps, step):
 def test_equal_to_clip_by_clip(folder, tmp_path, name, stride):
     network = Small()
     report = extract(network, folder / name, tmp_path, Settings(stride=stride), batch=3)
-    found, slow = load(next(tmp_path.glob('*.npy'))), slow_features(network, folder / name)[::stride]
+    found, slow = (
+        load(next(tmp_path.glob('*.npy'))),
+        slow_features(network, folder / name)[::stride],
+    )
     assert not report.failed and found.array.shape == slow.shape
     np.testing.assert_allclose(found.array, slow, atol=1e-5, rtol=0)
-    assert report.frames == probe(folder / name).frames                    # one pass
+    assert report.frames == probe(folder / name).frames  # one pass
     assert len(found.array) == (len(slow_numbers(folder / name)) - 16) // stride + 1
     np.testing.assert_allclose(found.times[:, 2], np.arange(len(slow)) * stride / 15 + 8 / 15)
     np.testing.assert_allclose(found.times[:, 1] - found.times[:, 0], 16 / 15)
 
 
-REAL = ['ucf101_mini/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi', 'ucf101_mini/BaseballPitch/v_BaseballPitch_g01_c01.avi',
-        'odd/derived/vfr*.mp4', 'odd/derived/rot90.mp4', 'odd/derived/oddsize_127x95_yuv444.mp4', 'odd/derived/fps1.mp4',
-        'odd/derived/size_change_midstream.ts', 'odd/derived/raw_stream.h264', 'odd/real/decord/unordered.mov']
+REAL = [
+    'ucf101_mini/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi',
+    'ucf101_mini/BaseballPitch/v_BaseballPitch_g01_c01.avi',
+    'odd/derived/vfr*.mp4',
+    'odd/derived/rot90.mp4',
+    'odd/derived/oddsize_127x95_yuv444.mp4',
+    'odd/derived/fps1.mp4',
+    'odd/derived/size_change_midstream.ts',
+    'odd/derived/raw_stream.h264',
+    'odd/real/decord/unordered.mov',
+]
 
 
 @pytest.mark.parametrize('pattern', REAL)
 def test_real_files(data_dir, tmp_path, pattern):
     "Strides 1, 8 and 16 of files with stamps out of order, variable rate, rotation, odd sizes; pass `benchmarks/features.py` a folder for all."
     files = sorted(data_dir.glob(pattern))[:1]
-    if not files: pytest.skip(f'no {pattern}')
+    if not files:
+        pytest.skip(f'no {pattern}')
     network, path = Small(), files[0]
     slow = None
     for stride in (1, 8, 16):
-        report = extract(network, path, tmp_path / str(stride), Settings(stride=stride, size=112), batch=4)
+        report = extract(
+            network, path, tmp_path / str(stride), Settings(stride=stride, size=112), batch=4
+        )
         numbers = slow_numbers(path)
         if len(numbers) < 16:
             assert list(report.failed.values()) == [f'{len(numbers)} samples, a clip has 16']
             continue
-        if 'size_change' in path.name:                                    # no reader for whole clips of two sizes: only the count
+        if 'size_change' in path.name:  # no reader for whole clips of two sizes: only the count
             assert report.clips == Settings(stride=stride).clips(len(numbers))
             continue
         slow = slow_features(network, path) if slow is None else slow
-        np.testing.assert_allclose(load(tmp_path / str(stride) / f'{path.stem}.npy').array, slow[::stride], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            load(tmp_path / str(stride) / f'{path.stem}.npy').array,
+            slow[::stride],
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 def test_frame_that_is_seen_twice_is_prepared_once(tmp_path):
     "At 5 frames a second each is three samples, but one picture is made of it."
     path, made = write(tmp_path / 'x.mp4', range(12), Fraction(1, 5)), []
     *chunks, facts = module.samples_of(path, 15, lambda p: made.append(1) or torch.zeros(1, 1, 3))
-    assert (sum(map(len, chunks)), len(made), facts.frames) == (len(slow_numbers(path)), 12, 12) and sum(map(len, chunks)) > 30
+    assert (sum(map(len, chunks)), len(made), facts.frames) == (
+        len(slow_numbers(path)),
+        12,
+        12,
+    ) and sum(map(len, chunks)) > 30
 
 
 # ---- pictures ------------------------------------------------------------------------------------
+
 
 @QUICK
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 2**31))
 def test_tsp_view_is_resize_and_crop(h, w, seed):
     picture = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
-    x = F.interpolate(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, (128, 171), mode='bilinear', align_corners=False)[0]
+    x = F.interpolate(
+        torch.from_numpy(picture).permute(2, 0, 1)[None] / 255,
+        (128, 171),
+        mode='bilinear',
+        align_corners=False,
+    )[0]
     mean, std = (torch.tensor(v)[:, None, None] for v in (KINETICS_MEAN, KINETICS_STD))
-    torch.testing.assert_close(tsp_view(picture, 112), ((x - mean) / std)[:, 8:120, 30:142].permute(1, 2, 0), atol=5e-5, rtol=0)
+    torch.testing.assert_close(
+        tsp_view(picture, 112),
+        ((x - mean) / std)[:, 8:120, 30:142].permute(1, 2, 0),
+        atol=5e-5,
+        rtol=0,
+    )
 
 
 def test_bf16_is_close(folder, tmp_path):
-    one, two = (extract(Small(), folder / 'a.mp4', tmp_path / p, Settings(precision=p), batch=2) and load(tmp_path / p / 'a.npy') for p in ('fp32', 'bf16'))
+    one, two = (
+        extract(Small(), folder / 'a.mp4', tmp_path / p, Settings(precision=p), batch=2)
+        and load(tmp_path / p / 'a.npy')
+        for p in ('fp32', 'bf16')
+    )
     difference = np.abs(one.array - two.array).max()
-    assert one.array.dtype == two.array.dtype == np.float32 and 0 < difference < 0.02 * np.abs(one.array).max()
+    assert (
+        one.array.dtype == two.array.dtype == np.float32
+        and 0 < difference < 0.02 * np.abs(one.array).max()
+    )
 
 
 # ---- runs ----------------------------------------------------------------------------------------
 
-def contents(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file()}
+
+def contents(out):
+    return {
+        p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file()
+    }
 
 
 def test_workers_batches_and_shards_change_nothing(folder, tmp_path):
@@ -202,15 +273,23 @@ def test_workers_batches_and_shards_change_nothing(folder, tmp_path):
     extract(network, folder, tmp_path / 'one', chosen, batch=7)
     extract(network, folder, tmp_path / 'four', chosen, batch=7, workers=4)
     assert contents(tmp_path / 'one') == contents(tmp_path / 'four')
-    reports = [extract(network, folder, tmp_path / 'parts', chosen, batch=5, shard=(i, 3)) for i in range(3)]
+    reports = [
+        extract(network, folder, tmp_path / 'parts', chosen, batch=5, shard=(i, 3))
+        for i in range(3)
+    ]
     assert sorted(p for r in reports for p in r.done) == sorted(inputs(folder)[1])
     for name in ('a', 'b', 'sub/c', 'sub/d', 'e'):
-        np.testing.assert_allclose(load(tmp_path / 'one' / f'{name}.npy').array, load(tmp_path / 'parts' / f'{name}.npy').array, atol=1e-6)
+        np.testing.assert_allclose(
+            load(tmp_path / 'one' / f'{name}.npy').array,
+            load(tmp_path / 'parts' / f'{name}.npy').array,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_kill_and_restart(folder, tmp_path):
     "Killed at a random moment, again and again: whole files only, and in the end the bytes of an undisturbed run."
+
     class Slow(Small):
         def forward(self, x):
             time.sleep(0.02)
@@ -222,15 +301,17 @@ def test_kill_and_restart(folder, tmp_path):
     for _ in range(8):
         child = os.fork()
         if not child:
-            with contextlib.suppress(BaseException): extract(Slow(), folder, out, chosen, batch=4, workers=2)
+            with contextlib.suppress(BaseException):
+                extract(Slow(), folder, out, chosen, batch=4, workers=2)
             os._exit(0)
         time.sleep(rng.uniform(0.05, 0.6))
         os.kill(child, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         files = list(out.rglob('[!.]*.npy'))
-        for file in files: assert load(file).array.ndim == 2               # visible means whole
+        for file in files:
+            assert load(file).array.ndim == 2  # visible means whole
         seen.append(len(files))
-    assert kills >= 2 and seen == sorted(seen)                             # nothing that was done is lost
+    assert kills >= 2 and seen == sorted(seen)  # nothing that was done is lost
     report = extract(Small(), folder, out, chosen, batch=4)
     assert len(report.kept) == seen[-1]
     assert contents(out) == contents(tmp_path / 'whole')
@@ -244,7 +325,9 @@ def test_leftovers_of_others_stay(folder, tmp_path):
         left.parent.mkdir(parents=True, exist_ok=True)
         left.with_name(f'.01234567.part.{left.name}').write_bytes(b'half')
     extract(Small(), folder, tmp_path, shard=(0, 5), batch=2)
-    assert [p.name[15:] for p in tmp_path.rglob('.*.part.*')] == [Path(other).with_suffix('.npy').name]
+    assert [p.name[15:] for p in tmp_path.rglob('.*.part.*')] == [
+        Path(other).with_suffix('.npy').name
+    ]
 
 
 def test_changed_video_is_done_again(folder, tmp_path):
@@ -254,8 +337,12 @@ def test_changed_video_is_done_again(folder, tmp_path):
     assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).kept == ['x.mp4']
     (tmp_path / 'v' / 'x.mp4').write_bytes((folder / 'b.mp4').read_bytes())
     assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).done == ['x.mp4']
-    for spoil in (lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.unlink(), lambda f: f.with_suffix('.json').write_text('{'),
-                  lambda f: f.with_suffix('.json').unlink()):
+    for spoil in (
+        lambda f: f.write_bytes(f.read_bytes()[:-1]),
+        lambda f: f.unlink(),
+        lambda f: f.with_suffix('.json').write_text('{'),
+        lambda f: f.with_suffix('.json').unlink(),
+    ):
         spoil(tmp_path / 'out' / 'x.npy')
         assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).done == ['x.mp4']
 
@@ -265,7 +352,8 @@ def test_bad_videos_do_not_stop_the_others(folder, tmp_path, policy):
     "Cut off, sound only, half a second, variable rate, empty, no video at all, and absent."
     bad = tmp_path / 'bad'
     bad.mkdir()
-    for name in ('a.mp4', 'e.mp4'): (bad / name).write_bytes((folder / name).read_bytes())
+    for name in ('a.mp4', 'e.mp4'):
+        (bad / name).write_bytes((folder / name).read_bytes())
     write(bad / 'half.mp4', range(15))
     write(bad / 'cut.mp4', range(200))
     (bad / 'cut.mp4').write_bytes((bad / 'cut.mp4').read_bytes()[:-9000])
@@ -273,56 +361,94 @@ def test_bad_videos_do_not_stop_the_others(folder, tmp_path, policy):
         track = file.add_stream('aac', rate=44100)
         silence = av.AudioFrame(format='fltp', layout='mono', samples=1024)
         silence.sample_rate, silence.pts = 44100, 0
-        for plane in silence.planes: plane.update(bytes(plane.buffer_size))
+        for plane in silence.planes:
+            plane.update(bytes(plane.buffer_size))
         file.mux(track.encode(silence))
         file.mux(track.encode())
     (bad / 'empty.mp4').write_bytes(b'')
     (bad / 'text.avi').write_text('not a video')
-    (tmp_path / 'list.txt').write_text('\n'.join([*sorted(p.name for p in bad.iterdir()), 'absent.mp4']))
-    report = extract(Small(), tmp_path / 'list.txt', tmp_path / 'out', Settings(on_short=policy), root=bad, batch=4)
+    (tmp_path / 'list.txt').write_text(
+        '\n'.join([*sorted(p.name for p in bad.iterdir()), 'absent.mp4'])
+    )
+    report = extract(
+        Small(),
+        tmp_path / 'list.txt',
+        tmp_path / 'out',
+        Settings(on_short=policy),
+        root=bad,
+        batch=4,
+    )
     broken = {'cut.mp4', 'sound.mp4', 'empty.mp4', 'text.avi', 'absent.mp4'}
     assert set(report.failed) == broken | ({'half.mp4'} if policy == 'error' else set())
     assert set(report.done) == {'a.mp4', 'e.mp4'} | ({'half.mp4'} if policy == 'pad' else set())
     assert set(report.skipped) == ({'half.mp4'} if policy == 'skip' else set())
-    assert 'variable' in report.notes['e.mp4'] and 'no such file' in report.failed['absent.mp4'] and 'audio' in report.failed['sound.mp4']
-    with open(tmp_path / 'out' / 'failures.csv') as file: assert dict(list(csv.reader(file))[1:]) == report.failed
+    assert (
+        'variable' in report.notes['e.mp4']
+        and 'no such file' in report.failed['absent.mp4']
+        and 'audio' in report.failed['sound.mp4']
+    )
+    with open(tmp_path / 'out' / 'failures.csv') as file:
+        assert dict(list(csv.reader(file))[1:]) == report.failed
     assert {p.stem for p in (tmp_path / 'out').glob('*.npy')} == {Path(p).stem for p in report.done}
 
 
 def test_odd_files(data_dir, tmp_path):
     "Every file of a folder of oddities ends in exactly one way, and none of them ends the run."
     root = data_dir / 'odd' / 'derived'
-    with pytest.raises(InputError, match='vfr_dropped.mkv and vfr_dropped.mp4'): extract(Small(), root, tmp_path / 'out')
+    with pytest.raises(InputError, match='vfr_dropped.mkv and vfr_dropped.mp4'):
+        extract(Small(), root, tmp_path / 'out')
     paths = [p for p in inputs(root)[1] if p != 'vfr_dropped.mkv']
     (tmp_path / 'list.txt').write_text('\n'.join(paths))
-    report = extract(Small(), tmp_path / 'list.txt', tmp_path / 'out', Settings(on_short='skip', size=32), root=root, batch=4, workers=2)
+    report = extract(
+        Small(),
+        tmp_path / 'list.txt',
+        tmp_path / 'out',
+        Settings(on_short='skip', size=32),
+        root=root,
+        batch=4,
+        workers=2,
+    )
     ends = [*report.done, *report.skipped, *report.failed]
     assert sorted(ends) == sorted(paths) and len(set(ends)) == len(ends)
-    assert {'audio_only.mp4', 'random_bytes.mp4', 'empty.mp4'} <= set(report.failed) and 'one_frame.mp4' in report.skipped
-    for path in report.done: assert load(tmp_path / 'out' / feature_names([path])[path]).video['frames'] == probe(root / path, 'decode').frames
+    assert {'audio_only.mp4', 'random_bytes.mp4', 'empty.mp4'} <= set(
+        report.failed
+    ) and 'one_frame.mp4' in report.skipped
+    for path in report.done:
+        assert (
+            load(tmp_path / 'out' / feature_names([path])[path]).video['frames']
+            == probe(root / path, 'decode').frames
+        )
 
 
 # ---- what goes wrong elsewhere -------------------------------------------------------------------
 
+
 def test_no_thread_is_left_behind(folder, tmp_path):
     class Broken(Small):
-        def forward(self, x): raise RuntimeError('out of memory')
+        def forward(self, x):
+            raise RuntimeError('out of memory')
 
     before = threading.active_count()
-    with pytest.raises(RuntimeError, match='out of memory'): extract(Broken(), folder, tmp_path, batch=1, workers=3)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        extract(Broken(), folder, tmp_path, batch=1, workers=3)
     assert threading.active_count() == before and not list(tmp_path.rglob('*.npy'))
 
 
 def test_networks_that_do_not_fit(folder, tmp_path):
     class Nan(Small):
-        def forward(self, x): return super().forward(x) * float('nan')
+        def forward(self, x):
+            return super().forward(x) * float('nan')
 
     class Map(nn.Module):
-        def forward(self, x): return x
+        def forward(self, x):
+            return x
 
     report = extract(Nan(), folder / 'a.mp4', tmp_path / 'nan', batch=2)
-    assert report.failed == {'a.mp4': 'the network returned NaN or infinity'} and not list((tmp_path / 'nan').glob('*.npy'))
-    with pytest.raises(InputError, match='return one vector a clip'): extract(Map(), folder / 'a.mp4', tmp_path / 'map', batch=2)
+    assert report.failed == {'a.mp4': 'the network returned NaN or infinity'} and not list(
+        (tmp_path / 'nan').glob('*.npy')
+    )
+    with pytest.raises(InputError, match='return one vector a clip'):
+        extract(Map(), folder / 'a.mp4', tmp_path / 'map', batch=2)
 
 
 def test_training_mode_is_given_back(folder, tmp_path):
@@ -331,26 +457,43 @@ def test_training_mode_is_given_back(folder, tmp_path):
     assert network.training
 
 
-@pytest.mark.parametrize('make, words', [
-    (lambda t: Settings(transform='crop'), 'use one of tsp, square'), (lambda t: Settings(rate=0), 'above 0'),
-    (lambda t: inputs(t / 'none'), 'that exists'), (lambda t: extract(Small(), t / 'one.mp4', t / 'o', shard=(2, 2)), 'give 0 to 1'),
-    (lambda t: extract(Small(), t / 'one.mp4', t / 'o', batch=0), 'at least 1'), (lambda t: inputs(t / 'bad.csv'), 'needs a column filename'),
-    (lambda t: inputs(t / 'blank.txt'), 'none'), (lambda t: load(t / 'alone.npy'), 'no .json')])
+@pytest.mark.parametrize(
+    'make, words',
+    [
+        (lambda t: Settings(transform='crop'), 'use one of tsp, square'),
+        (lambda t: Settings(rate=0), 'above 0'),
+        (lambda t: inputs(t / 'none'), 'that exists'),
+        (lambda t: extract(Small(), t / 'one.mp4', t / 'o', shard=(2, 2)), 'give 0 to 1'),
+        (lambda t: extract(Small(), t / 'one.mp4', t / 'o', batch=0), 'at least 1'),
+        (lambda t: inputs(t / 'bad.csv'), 'needs a column filename'),
+        (lambda t: inputs(t / 'blank.txt'), 'none'),
+        (lambda t: load(t / 'alone.npy'), 'no .json'),
+    ],
+)
 def test_input_errors(tmp_path, make, words):
     "One line that names the value and the remedy."
     (tmp_path / 'one.mp4').write_bytes(b'x')
     (tmp_path / 'bad.csv').write_text('video\na.mp4\n')
     (tmp_path / 'blank.txt').write_text('\n')
     np.save(tmp_path / 'alone.npy', np.zeros((1, 1), np.float32))
-    with pytest.raises(InputError, match=words) as caught: make(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        make(tmp_path)
     assert '\n' not in str(caught.value)
 
 
 def test_tsp_metadata(data_dir, tmp_path):
     "The released table names 213 videos of THUMOS14; all of them are reported, none is here."
     table = next((data_dir / 'annotations').rglob('*thumos14*test*metadata*.csv'), None) or next(
-        (p for p in (data_dir / 'annotations').rglob('*.csv') if p.read_text(errors='ignore').startswith('filename,video-duration') and 'video_test' in p.read_text()), None)
-    if table is None: pytest.skip('no metadata table')
+        (
+            p
+            for p in (data_dir / 'annotations').rglob('*.csv')
+            if p.read_text(errors='ignore').startswith('filename,video-duration')
+            and 'video_test' in p.read_text()
+        ),
+        None,
+    )
+    if table is None:
+        pytest.skip('no metadata table')
     report = extract(Small(), table, tmp_path, root=tmp_path)
     assert len(report.failed) == 213 and set(report.failed.values()) == {'no such file'}
 

@@ -1,4 +1,5 @@
 "TV-L1: oracles from other libraries, real frames, faults, properties that a page does not show."
+
 import math
 
 import cv2
@@ -6,33 +7,58 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
-from vidrepro.data.moving_digits import MovingDigits
 from vidrepro.data.video import probe, read_clips
-from vidrepro.motion.flow import (FAST, FLOWS, TVL1, _median, _median_planes, _resize, _warp, dequantise, difference, flow, grey_levels,
-                                  quantise, tvl1)
+from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.motion.flow import (
+    FAST,
+    FLOWS,
+    TVL1,
+    _median,
+    _median_planes,
+    _resize,
+    _warp,
+    dequantise,
+    difference,
+    flow,
+    grey_levels,
+    quantise,
+    tvl1,
+)
 
 
 @pytest.fixture(scope='module')
 def pairs():
     "Two frames of eight Moving Digits, grey, and the true flow."
-    source, index, frames = MovingDigits(8, size=64), torch.arange(8), torch.tensor([40, 41]).expand(8, 1, 2)
+    source, index, frames = (
+        MovingDigits(8, size=64),
+        torch.arange(8),
+        torch.tensor([40, 41]).expand(8, 1, 2),
+    )
     grey = grey_levels(source.clips(index, frames)[:, 0])
     return grey[:, 0], grey[:, 1], source.truth(index, frames).flow[:, 0, :, 0]
 
 
-def inside(error, margin): return error[..., margin:-margin, margin:-margin].mean().item()
-def end_point(x, y): return (x - y).norm(dim=1)
+def inside(error, margin):
+    return error[..., margin:-margin, margin:-margin].mean().item()
+
+
+def end_point(x, y):
+    return (x - y).norm(dim=1)
 
 
 def opencv(a, b):
     "OpenCV's own TV-L1 with its defaults, where the contrib build is installed."
-    if not hasattr(cv2, 'optflow'): pytest.skip('this OpenCV has no TV-L1: only its contrib build does')
+    if not hasattr(cv2, 'optflow'):
+        pytest.skip('this OpenCV has no TV-L1: only its contrib build does')
     solver = cv2.optflow.DualTVL1OpticalFlow_create()
     images = [x.byte().numpy() for x in (a, b)]
-    return torch.from_numpy(np.stack([solver.calc(x, y, None) for x, y in zip(*images)])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([solver.calc(x, y, None) for x, y in zip(*images)])).permute(
+        0, 3, 1, 2
+    )
 
 
 def test_opencv(pairs):
@@ -43,9 +69,13 @@ def test_opencv(pairs):
 
 
 def real_pairs(data_dir, count, size):
-    files = sorted(p for p in data_dir.rglob('*') if p.suffix in ('.avi', '.mp4', '.webm') and 'odd' not in p.parts)
+    files = sorted(
+        p
+        for p in data_dir.rglob('*')
+        if p.suffix in ('.avi', '.mp4', '.webm') and 'odd' not in p.parts
+    )
     clips = []
-    for file in files[::max(1, len(files) // count)][:count]:
+    for file in files[:: max(1, len(files) // count)][:count]:
         middle = probe(file).frames // 2
         clips.append(read_clips(file, np.array([[middle, middle + 1]]), size)[0])
     return torch.stack(clips)
@@ -69,7 +99,9 @@ def test_real_frames_are_explained(data_dir):
 
 def test_skimage(pairs):
     "Another implementation of the same energy; its pyramid and stopping rule differ, so only the bulk agrees."
-    registration = pytest.importorskip('skimage.registration', reason='scikit-image is not installed')
+    registration = pytest.importorskip(
+        'skimage.registration', reason='scikit-image is not installed'
+    )
     a, b, _ = pairs
     ours, theirs = tvl1(a, b), []
     for x, y in zip(a.numpy() / 255, b.numpy() / 255):
@@ -97,7 +129,9 @@ def test_double_agrees_with_single(pairs):
 
 def test_energy_falls():
     "More iterations, less energy: Eq. (1) of the linear problem, in double precision, without median filter."
-    smooth = lambda n: F.avg_pool2d(255 * torch.rand(1, 1, n, n, generator=torch.Generator().manual_seed(0)).double(), 7, 1)[0]
+    smooth = lambda n: F.avg_pool2d(
+        255 * torch.rand(1, 1, n, n, generator=torch.Generator().manual_seed(0)).double(), 7, 1
+    )[0]
     image = smooth(46)
     a, b = image[:, :, :-1].contiguous(), image[:, :, 1:].contiguous()
 
@@ -106,13 +140,22 @@ def test_energy_falls():
         stack = F.pad(b[:, None], (1, 1, 1, 1), mode='replicate')[0, 0]
         gx, gy = (stack[1:-1, 2:] - stack[1:-1, :-2]) / 2, (stack[2:, 1:-1] - stack[:-2, 1:-1]) / 2
         dx, dy = (F.pad(u.diff(dim=2), (0, 1)), F.pad(u.diff(dim=1), (0, 0, 0, 1)))
-        return ((dx.square() + dy.square()).sqrt().sum() + 0.15 * (b[0] - a[0] + gx * u[0] + gy * u[1]).abs().sum()).item()
+        return (
+            (dx.square() + dy.square()).sqrt().sum()
+            + 0.15 * (b[0] - a[0] + gx * u[0] + gy * u[1]).abs().sum()
+        ).item()
 
     energies = [energy(n) for n in (1, 5, 20, 60, 150, 400)]
     assert all(later < before for before, later in zip(energies, energies[1:])), energies
 
 
-@given(side=st.sampled_from([3, 5]), m=st.integers(1, 3), h=st.integers(1, 9), w=st.integers(1, 9), seed=st.integers(0, 99))
+@given(
+    side=st.sampled_from([3, 5]),
+    m=st.integers(1, 3),
+    h=st.integers(1, 9),
+    w=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=30, deadline=None)
 def test_median(side, m, h, w, seed):
     planes = torch.randn(m, h, w, generator=torch.Generator().manual_seed(seed))
@@ -124,7 +167,11 @@ def test_median(side, m, h, w, seed):
 def test_resize_keeps_range(n, m):
     image = torch.rand(1, n, 3, generator=torch.Generator().manual_seed(n))
     out = _resize(image, (m, 3))
-    assert out.shape == (1, m, 3) and image.min() - 1e-5 <= out.min() and out.max() <= image.max() + 1e-5
+    assert (
+        out.shape == (1, m, 3)
+        and image.min() - 1e-5 <= out.min()
+        and out.max() <= image.max() + 1e-5
+    )
 
 
 def test_resize_is_opencvs():
@@ -140,21 +187,43 @@ def test_small_images(shape):
     assert tvl1(a, a.flip(-1), warps=2, outer=1).isfinite().all()
 
 
-@pytest.mark.parametrize('name, value', [('tau', 0), ('lambda_', -1.0), ('theta', 0), ('scales', 0), ('step', 1.0), ('warps', 0),
-                                         ('epsilon', -0.1), ('inner', 0), ('outer', 0), ('median', 4)])
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('tau', 0),
+        ('lambda_', -1.0),
+        ('theta', 0),
+        ('scales', 0),
+        ('step', 1.0),
+        ('warps', 0),
+        ('epsilon', -0.1),
+        ('inner', 0),
+        ('outer', 0),
+        ('median', 4),
+    ],
+)
 def test_settings(name, value):
-    with pytest.raises(InputError, match=name): TVL1(**{name: value})
+    with pytest.raises(InputError, match=name):
+        TVL1(**{name: value})
 
 
 def test_faults():
     clips = torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8)
-    for change, words in (({'method': 'raft'}, 'choose from tvl1'), ({'method': 'dis', 'tau': 0.1}, 'has none'),
-                          ({'lamda': 0.1}, 'fields of TVL1')):
-        with pytest.raises(InputError, match=words): flow(clips, **change)
-    with pytest.raises(InputError, match='2 channels'): flow(clips[:, :2])
-    with pytest.raises(InputError, match='1 frames'): flow(clips[:, :, :1])
-    with pytest.raises(InputError, match='floats in'): flow(clips.float() + math.nan)
-    with pytest.raises(InputError, match='12 pixels'): flow(clips[..., :8], 'dis')
+    for change, words in (
+        ({'method': 'raft'}, 'choose from tvl1'),
+        ({'method': 'dis', 'tau': 0.1}, 'has none'),
+        ({'lamda': 0.1}, 'fields of TVL1'),
+    ):
+        with pytest.raises(InputError, match=words):
+            flow(clips, **change)
+    with pytest.raises(InputError, match='2 channels'):
+        flow(clips[:, :2])
+    with pytest.raises(InputError, match='1 frames'):
+        flow(clips[:, :, :1])
+    with pytest.raises(InputError, match='floats in'):
+        flow(clips.float() + math.nan)
+    with pytest.raises(InputError, match='12 pixels'):
+        flow(clips[..., :8], 'dis')
 
 
 @pytest.mark.parametrize('method', FLOWS)
@@ -163,11 +232,15 @@ def test_substitutes(method, pairs):
     a, b, _ = pairs
     found = FLOWS[method](a[:2], b[:2])
     assert found.shape == (2, 2, 64, 64) and found.dtype == torch.float32
-    image = F.avg_pool2d(255 * torch.rand(1, 1, 76, 76, generator=torch.Generator().manual_seed(1)), 9, 1)[0]
+    image = F.avg_pool2d(
+        255 * torch.rand(1, 1, 76, 76, generator=torch.Generator().manual_seed(1)), 9, 1
+    )[0]
     image = (image - image.mean()) * 4 + 128
     moved = FLOWS[method](image[:, :, 2:66].contiguous(), image[:, :, :64].contiguous())
-    if method == 'difference': assert torch.allclose(moved[:, 0], (image[:, :, :64] - image[:, :, 2:66]) * 20 / 255)
-    else: assert (moved[0, 0, 10:-10, 10:-10].mean() - 2).abs() < 0.2
+    if method == 'difference':
+        assert torch.allclose(moved[:, 0], (image[:, :, :64] - image[:, :, 2:66]) * 20 / 255)
+    else:
+        assert (moved[0, 0, 10:-10, 10:-10].mean() - 2).abs() < 0.2
 
 
 def test_difference_is_signed(pairs):
@@ -196,4 +269,5 @@ def test_cache(tmp_path):
     flow(changed, cache=tmp_path / 'new', **FAST)
     assert len(list((tmp_path / 'new').iterdir())) == 5  # two settings, one new clip
     files[0].write_bytes(files[0].read_bytes()[:50])
-    with pytest.raises(InputError, match='delete it'): flow(clips, cache=tmp_path / 'new', **FAST)
+    with pytest.raises(InputError, match='delete it'):
+        flow(clips, cache=tmp_path / 'new', **FAST)

@@ -1,4 +1,5 @@
 "Grad-CAM against the grad-cam package, against properties that any map and score must have, and on files."
+
 import warnings
 
 import pytest
@@ -11,11 +12,26 @@ from torch import nn
 from torch.testing import assert_close
 
 from vidrepro.core.files import InputError
-from vidrepro.data.moving_digits import MovingDigits, write_videos
 from vidrepro.data.video import VideoError, probe, read_clips
-from vidrepro.evaluation import gradcam as module
-from vidrepro.evaluation.gradcam import (area, class_target, contact_sheet, energy_inside, explain_video, gradcam, layers, map_similarity, overlay,
-                                         pointing_game, rank_correlation, retrieval_target, similarity_target, upsample, widen, write_video)
+from vidrepro.digits.moving_digits import MovingDigits, write_videos
+from vidrepro.explain import gradcam as module
+from vidrepro.explain.gradcam import (
+    area,
+    class_target,
+    contact_sheet,
+    energy_inside,
+    explain_video,
+    gradcam,
+    layers,
+    map_similarity,
+    overlay,
+    pointing_game,
+    rank_correlation,
+    retrieval_target,
+    similarity_target,
+    widen,
+    write_video,
+)
 from vidrepro.models.backbones import backbone
 
 
@@ -25,16 +41,21 @@ def tiny():
     torch.manual_seed(0)
     net = backbone('tiny').train()
     with torch.no_grad():
-        for _ in range(3): net(torch.randn(8, 3, 8, 32, 32))
+        for _ in range(3):
+            net(torch.randn(8, 3, 8, 32, 32))
     return net.eval()
 
 
 @pytest.fixture(scope='module')
-def clips(): return torch.randn(3, 3, 8, 32, 32, generator=torch.Generator().manual_seed(1))
+def clips():
+    return torch.randn(3, 3, 8, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope='module')
-def files(tmp_path_factory): return write_videos(MovingDigits(2, length=40, split='test'), tmp_path_factory.mktemp('videos'), 20)
+def files(tmp_path_factory):
+    return write_videos(
+        MovingDigits(2, length=40, split='test'), tmp_path_factory.mktemp('videos'), 20
+    )
 
 
 KEYS = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
@@ -52,15 +73,25 @@ class OfFrames(nn.Module):
         super().__init__()
         torch.manual_seed(2)
         self.folded = folded
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(),
-                                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 12, 3, 2, 1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 5),
+        )
 
     def forward(self, x):
-        if not self.folded: return torch.stack([self.net(frame).tanh() for frame in x.unbind(2)]).mean(0)
+        if not self.folded:
+            return torch.stack([self.net(frame).tanh() for frame in x.unbind(2)]).mean(0)
         return self.net(x.transpose(1, 2).flatten(0, 1)).tanh().unflatten(0, (len(x), -1)).mean(1)
 
 
 # The grad-cam package
+
 
 def theirs(net, clips, layer, targets, reshape=None):
     "Map of the grad-cam package before it is scaled."
@@ -71,7 +102,9 @@ def theirs(net, clips, layer, targets, reshape=None):
             cam(clips, targets)
             kept = cam.activations_and_grads
             features, gradient = (x[0].numpy() for x in (kept.activations, kept.gradients))
-            return torch.from_numpy(cam.get_cam_image(clips, layer, targets, features, gradient)).relu()
+            return torch.from_numpy(
+                cam.get_cam_image(clips, layer, targets, features, gradient)
+            ).relu()
 
 
 @pytest.mark.parametrize('layer', ['stem', 'layer1', 'layer2', 'layer3'])
@@ -83,7 +116,10 @@ def test_equals_package(tiny, clips, layer, target):
         mine, package = class_target(labels), [lambda out, k=k: out[k] for k in labels.tolist()]
     else:
         keys = torch.randn(3, 7)
-        mine, package = similarity_target(keys), [lambda out, k=k: F.cosine_similarity(out, k, dim=0) for k in keys]
+        mine, package = (
+            similarity_target(keys),
+            [lambda out, k=k: F.cosine_similarity(out, k, dim=0) for k in keys],
+        )
     want = theirs(net, clips, net[0].get_submodule(layer), package)
     got = gradcam(net, clips, mine, f'0.{layer}')
     assert want.max() > 0
@@ -94,13 +130,16 @@ def test_equals_package(tiny, clips, layer, target):
 def test_equals_package_for_frames(clips, layer):
     "Frame by frame: a clip of one frame is a picture."
     net = OfFrames(True).eval()
-    want = theirs(net.net, clips[:, :, 0], net.get_submodule(layer), [lambda out: out[2].tanh()] * 3)
+    want = theirs(
+        net.net, clips[:, :, 0], net.get_submodule(layer), [lambda out: out[2].tanh()] * 3
+    )
     got = gradcam(net, clips[:, :, :1], lambda out: out[:, 2], layer)[:, 0]
     assert want.max() > 0
     assert_close(got / want.max(), want / want.max(), atol=1e-5, rtol=1e-5)
 
 
 # The map
+
 
 def test_folded_equals_looped(clips):
     cams = [gradcam(OfFrames(folded), clips, lambda out: out[:, 2]) for folded in (True, False)]
@@ -120,8 +159,19 @@ def test_clips_are_independent(tiny, clips):
     keys = torch.randn(3, 128)
     cam = gradcam(tiny, clips, similarity_target(keys), 'layer2')
     assert (cam.amax((1, 2, 3)) > 0).all()
-    for i in range(3): assert_close(gradcam(tiny, clips[[i]], similarity_target(keys[[i]]), 'layer2')[0], cam[i], atol=1e-7, rtol=1e-4)
-    assert_close(gradcam(tiny, clips.flip(0), similarity_target(keys.flip(0)), 'layer2').flip(0), cam, atol=1e-7, rtol=1e-4)
+    for i in range(3):
+        assert_close(
+            gradcam(tiny, clips[[i]], similarity_target(keys[[i]]), 'layer2')[0],
+            cam[i],
+            atol=1e-7,
+            rtol=1e-4,
+        )
+    assert_close(
+        gradcam(tiny, clips.flip(0), similarity_target(keys.flip(0)), 'layer2').flip(0),
+        cam,
+        atol=1e-7,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize('change', ['frozen', 'no_grad', 'inference', 'training', 'channels_last'])
@@ -136,30 +186,46 @@ def test_circumstances(tiny, clips, change):
         got = gradcam(net, x * 1, alike, 'layer2')
     assert_close(got, want, atol=1e-7, rtol=1e-4)
     assert net.training is (change == 'training') and not got.requires_grad
-    assert not any(m._forward_hooks for m in net.modules()) and all(p.grad is None for p in net.parameters())
+    assert not any(m._forward_hooks for m in net.modules()) and all(
+        p.grad is None for p in net.parameters()
+    )
     assert torch.equal(net.stem[1].running_mean, tiny.stem[1].running_mean)
 
 
 def test_half_precision(tiny, clips):
     net = backbone('tiny').bfloat16().eval()
     net.load_state_dict(tiny.state_dict())
-    cam, full = gradcam(net, clips.bfloat16(), alike, 'layer2'), gradcam(tiny, clips, alike, 'layer2')
-    assert cam.dtype == torch.float32 and (F.cosine_similarity(cam.flatten(1), full.flatten(1)) > 0.95).all()
+    cam, full = (
+        gradcam(net, clips.bfloat16(), alike, 'layer2'),
+        gradcam(tiny, clips, alike, 'layer2'),
+    )
+    assert (
+        cam.dtype == torch.float32
+        and (F.cosine_similarity(cam.flatten(1), full.flatten(1)) > 0.95).all()
+    )
 
 
 def test_hooks_go_after_an_error(tiny, clips):
-    def fails(z): raise RuntimeError('inside the target')
-    with pytest.raises(RuntimeError, match='inside the target'): gradcam(tiny, clips, fails)
+    def fails(z):
+        raise RuntimeError('inside the target')
+
+    with pytest.raises(RuntimeError, match='inside the target'):
+        gradcam(tiny, clips, fails)
     assert not any(m._forward_hooks for m in tiny.modules()) and not tiny.training
 
 
 def test_in_place_residual(clips):
     "What a layer returned is what is weighted, even when the network then writes over it."
+
     class Residual(nn.Module):
         def __init__(self, in_place):
             super().__init__()
             torch.manual_seed(0)
-            self.a, self.b, self.in_place = nn.Conv3d(3, 6, 3, 2, 1), nn.Conv3d(6, 6, 3, 1, 1), in_place
+            self.a, self.b, self.in_place = (
+                nn.Conv3d(3, 6, 3, 2, 1),
+                nn.Conv3d(6, 6, 3, 1, 1),
+                in_place,
+            )
 
         def forward(self, x):
             x = self.a(x).relu()
@@ -167,34 +233,51 @@ def test_in_place_residual(clips):
             y = y.add_(x).relu_() if self.in_place else (y + x).relu()
             return y.amax((2, 3, 4))
 
-    cams = [gradcam(Residual(in_place), clips, lambda z: z[:, 0] ** 2, 'b') for in_place in (True, False)]
+    cams = [
+        gradcam(Residual(in_place), clips, lambda z: z[:, 0] ** 2, 'b')
+        for in_place in (True, False)
+    ]
     assert cams[0].max() > 0
     assert_close(*cams)
 
 
 def test_layers(tiny):
     assert layers(tiny)[-1] == 'layer3'
-    assert layers(nn.ModuleDict({'module': tiny})['module'], torch.randn(1, 3, 4, 64, 64))[-1] == 'layer3'
+    assert (
+        layers(nn.ModuleDict({'module': tiny})['module'], torch.randn(1, 3, 4, 64, 64))[-1]
+        == 'layer3'
+    )
     assert layers(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 64 * 64, 2))) == []
     assert layers(OfFrames(True))[-1] == 'net.4'
 
 
-@pytest.mark.parametrize('name, words', [('layer7', 'name a module'), ('layer3.norm', 'name a module')])
+@pytest.mark.parametrize(
+    'name, words', [('layer7', 'name a module'), ('layer3.norm', 'name a module')]
+)
 def test_unknown_layer(tiny, clips, name, words):
-    with pytest.raises(InputError, match=words) as error: gradcam(tiny, clips, lambda z: z[:, 0], name)
+    with pytest.raises(InputError, match=words) as error:
+        gradcam(tiny, clips, lambda z: z[:, 0], name)
     assert 'layer3' in str(error.value) and '\n' not in str(error.value)
 
 
 def test_same_layer_twice(tiny, clips):
     class Twice(nn.Module):
-        def __init__(self): super().__init__(); self.net = tiny
-        def forward(self, x): return self.net(x) * self.net(x.flip(2))
-    with pytest.raises(InputError, match='2 outputs'): gradcam(Twice(), clips, lambda z: z[:, 0], 'net.layer2')
+        def __init__(self):
+            super().__init__()
+            self.net = tiny
+
+        def forward(self, x):
+            return self.net(x) * self.net(x.flip(2))
+
+    with pytest.raises(InputError, match='2 outputs'):
+        gradcam(Twice(), clips, lambda z: z[:, 0], 'net.layer2')
 
 
 # Scores of a map
 
-maps = st.integers(0, 10**6).map(lambda seed: torch.rand(4, 3, 7, 6, generator=torch.Generator().manual_seed(seed)))
+maps = st.integers(0, 10**6).map(
+    lambda seed: torch.rand(4, 3, 7, 6, generator=torch.Generator().manual_seed(seed))
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -223,7 +306,9 @@ def test_chance_is_what_chance_scores():
     cam = torch.rand(4000, 2, 8, 8)
     assert energy_inside(cam, mask).mean() == pytest.approx(area(mask)[0].item(), abs=0.002)
     for tolerance in (0, 1):
-        assert pointing_game(cam, mask, tolerance).mean() == pytest.approx(area(widen(mask, tolerance))[0].item(), abs=0.03)
+        assert pointing_game(cam, mask, tolerance).mean() == pytest.approx(
+            area(widen(mask, tolerance))[0].item(), abs=0.03
+        )
 
 
 def test_widen_is_per_frame():
@@ -231,12 +316,16 @@ def test_widen_is_per_frame():
     mask[0, 1, 2, 2] = True
     assert widen(mask, 1).sum((2, 3)).tolist() == [[0, 9, 0]]
     assert torch.equal(widen(mask, 0), mask)
-    with pytest.raises(InputError, match='0 or more'): widen(mask, -1)
+    with pytest.raises(InputError, match='0 or more'):
+        widen(mask, -1)
 
 
 def test_targets_follow_the_output():
     "Keys and galleries need not be of the network's type, and no gradient goes into them."
-    z, keys = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    z, keys = (
+        torch.randn(4, 6, requires_grad=True),
+        torch.randn(4, 6, dtype=torch.float64, requires_grad=True),
+    )
     for score in (similarity_target(keys)(z), retrieval_target(keys, 2)(z)):
         assert score.dtype == torch.float32 and score.shape == (4,)
         score.sum().backward()
@@ -245,8 +334,12 @@ def test_targets_follow_the_output():
 
 # Pictures and films
 
+
 def test_overlay_shapes():
-    frames, cam = torch.randint(0, 256, (2, 3, 4, 10, 12), dtype=torch.uint8), torch.rand(2, 4, 10, 12)
+    frames, cam = (
+        torch.randint(0, 256, (2, 3, 4, 10, 12), dtype=torch.uint8),
+        torch.rand(2, 4, 10, 12),
+    )
     kept = frames.clone()
     painted = overlay(frames, cam)
     assert painted.shape == frames.shape and torch.equal(frames, kept)
@@ -257,15 +350,25 @@ def test_overlay_shapes():
 def test_contact_sheet(tmp_path):
     source = MovingDigits(3, length=8)
     frames = torch.arange(8).expand(3, 1, 8)
-    clips, mask = source.clips(torch.arange(3), frames)[:, 0], source.truth(torch.arange(3), frames).mask[:, 0]
+    clips, mask = (
+        source.clips(torch.arange(3), frames)[:, 0],
+        source.truth(torch.arange(3), frames).mask[:, 0],
+    )
     figure = contact_sheet(clips, mask.float(), ['a', 'b', 'c'], mask, across=2)
     shown = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_title() for ax in shown] == ['a', 'b', 'c'] and all(len(ax.collections) for ax in shown)
+    assert [ax.get_title() for ax in shown] == ['a', 'b', 'c'] and all(
+        len(ax.collections) for ax in shown
+    )
     strip = shown[0].images[0].get_array()
     assert strip.shape == (2 * 34, 4 * 34, 3)
-    assert torch.equal(torch.from_numpy(strip[1:33, 1:33].copy()), clips[0, :, 0].movedim(0, 2))  # the first frame
-    assert torch.equal(torch.from_numpy(strip[1:33, -33:-1].copy()), clips[0, :, 7].movedim(0, 2))  # and the last
-    with pytest.raises(InputError, match='titles: got 2 for 3 clips'): contact_sheet(clips, mask.float(), ['a', 'b'])
+    assert torch.equal(
+        torch.from_numpy(strip[1:33, 1:33].copy()), clips[0, :, 0].movedim(0, 2)
+    )  # the first frame
+    assert torch.equal(
+        torch.from_numpy(strip[1:33, -33:-1].copy()), clips[0, :, 7].movedim(0, 2)
+    )  # and the last
+    with pytest.raises(InputError, match='titles: got 2 for 3 clips'):
+        contact_sheet(clips, mask.float(), ['a', 'b'])
 
 
 @pytest.mark.parametrize('name', ['film.gif', 'film.mp4'])
@@ -279,9 +382,11 @@ def test_films_are_whole_or_absent(tmp_path, monkeypatch, name):
     def dies(target, *_, **__):
         (target if hasattr(target, 'write_bytes') else tmp_path).write_bytes(good[:40])
         raise OSError('disk full')
+
     monkeypatch.setattr(module, '_write_mp4', dies)
     monkeypatch.setattr(Image.Image, 'save', lambda self, target, **_: dies(target))
-    with pytest.raises(OSError, match='disk full'): write_video(path, frames, 10)
+    with pytest.raises(OSError, match='disk full'):
+        write_video(path, frames, 10)
     assert path.read_bytes() == good and [p.name for p in path.parent.iterdir()] == [name]
 
 
@@ -289,25 +394,37 @@ def test_films_are_whole_or_absent(tmp_path, monkeypatch, name):
 def test_explain_video(tiny, files, tmp_path, target):
     names = [f'name {k}' for k in range(128)] if target == 'class' else ()
     before = {k: v.clone() for k, v in tiny.state_dict().items()}
-    made = explain_video(tiny, files[0], tmp_path, frames=8, size=32, target=target, layer='layer2', classes=names)
+    made = explain_video(
+        tiny, files[0], tmp_path, frames=8, size=32, target=target, layer='layer2', classes=names
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in made)
-    with Image.open(made[0]) as sheet: assert sheet.size[0] > 300
+    with Image.open(made[0]) as sheet:
+        assert sheet.size[0] > 300
     assert probe(made[1]).frames == 8
-    assert all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items()) and not tiny.training
+    assert (
+        all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items()) and not tiny.training
+    )
     content = [p.read_bytes() for p in made]
-    assert [p.read_bytes() for p in explain_video(tiny, files[0], tmp_path, 8, 1, 32, target, 'layer2', names)] == content
+    assert [
+        p.read_bytes()
+        for p in explain_video(tiny, files[0], tmp_path, 8, 1, 32, target, 'layer2', names)
+    ] == content
 
 
 def test_explain_video_shows_the_first_and_the_last_clip(tiny, files):
     numbers, clips, fps = module.two_clips(files[0], 8, 2, 32)
-    assert numbers.tolist() == [list(range(0, 16, 2)), list(range(25, 40, 2))] and fps == pytest.approx(10)
+    assert numbers.tolist() == [
+        list(range(0, 16, 2)),
+        list(range(25, 40, 2)),
+    ] and fps == pytest.approx(10)
     assert torch.equal(clips, read_clips(files[0], numbers))
     wide = module.two_clips(files[0], 8, 1, 64)[1]
     assert wide.shape == (2, 3, 8, 64, 64)
 
 
 def test_explain_short_video(tiny, files, tmp_path):
-    with pytest.raises(InputError, match='got 40 frames; two different clips need 41'): explain_video(tiny, files[0], tmp_path, frames=40, size=32)
+    with pytest.raises(InputError, match='got 40 frames; two different clips need 41'):
+        explain_video(tiny, files[0], tmp_path, frames=40, size=32)
     assert len(explain_video(tiny, files[0], tmp_path, frames=40, size=32, target='class')) == 2
     assert len(explain_video(tiny, files[0], tmp_path, frames=39, size=32)) == 2
 
@@ -315,15 +432,24 @@ def test_explain_short_video(tiny, files, tmp_path):
 def test_explain_what_is_no_video(tiny, tmp_path):
     bad = tmp_path / 'bad.mp4'
     bad.write_bytes(b'\0' * 5000)
-    with pytest.raises(VideoError) as error: explain_video(tiny, bad, tmp_path / 'out', size=32)
-    assert 'bad.mp4' in str(error.value) and '\n' not in str(error.value) and not (tmp_path / 'out').exists()
+    with pytest.raises(VideoError) as error:
+        explain_video(tiny, bad, tmp_path / 'out', size=32)
+    assert (
+        'bad.mp4' in str(error.value)
+        and '\n' not in str(error.value)
+        and not (tmp_path / 'out').exists()
+    )
 
 
 def test_explain_real_videos(tiny, data_dir, tmp_path):
     "Camera footage of several sizes."
-    found = [next(iter(sorted((data_dir / name).rglob(pattern))), None) for name, pattern in (('weizmann', '*.mp4'), ('ucf101_mini', '*.avi'))]
+    found = [
+        next(iter(sorted((data_dir / name).rglob(pattern))), None)
+        for name, pattern in (('weizmann', '*.mp4'), ('ucf101_mini', '*.avi'))
+    ]
     found = [p for p in found if p]
-    if not found: pytest.skip('no video files among the data')
+    if not found:
+        pytest.skip('no video files among the data')
     for path in found:
         made = explain_video(tiny, path, tmp_path, frames=8, size=64, layer='layer2')
         assert all(p.stat().st_size > 1000 for p in made) and probe(made[1]).frames == 8

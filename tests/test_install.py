@@ -1,4 +1,5 @@
 "The wheel, installed elsewhere and used from elsewhere: nothing may depend on the checkout."
+
 import os
 import shutil
 import subprocess
@@ -10,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ('settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'data_cards', 'vidrepro')
+PARTS = (
+    'settings.ini',
+    'setup.py',
+    'pyproject.toml',
+    'MANIFEST.in',
+    'README.md',
+    'LICENSE',
+    'data_cards',
+    'vidrepro',
+)
 EVERY_MODULE = '''
 import sys
 for tool in ('nbdev', 'fastcore', 'execnb', 'beartype', 'pytest', 'hypothesis', 'jupytext', 'IPython', 'torchcodec'):
@@ -29,7 +39,13 @@ print(*sorted(p.name for p in (files('vidrepro') / 'data_cards').iterdir() if p.
 
 def run(*command, cwd, **env):
     "Standard output of a command that must succeed."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -39,8 +55,10 @@ def wheel(tmp_path_factory):
     "Source distribution from a copy of the tree, then the wheel from the source distribution."
     tree = tmp_path_factory.mktemp('tree')
     for name in PARTS:
-        if (ROOT / name).is_dir(): shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
-        else: shutil.copy(ROOT / name, tree)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
+        else:
+            shutil.copy(ROOT / name, tree)
     run(sys.executable, '-m', 'build', '--no-isolation', cwd=tree)
     return next((tree / 'dist').glob('*.whl'))
 
@@ -49,8 +67,23 @@ def wheel(tmp_path_factory):
 def elsewhere(wheel, tmp_path_factory):
     "A folder outside the checkout, and how to run Python there with only the installed package."
     target, cwd = tmp_path_factory.mktemp('target'), tmp_path_factory.mktemp('elsewhere')
-    run(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', target, wheel, cwd=cwd)
-    def python(*args): return run(sys.executable, *args, cwd=cwd, PYTHONPATH=str(target))
+    run(
+        sys.executable,
+        '-m',
+        'pip',
+        'install',
+        '--quiet',
+        '--no-deps',
+        '--no-index',
+        '--target',
+        target,
+        wheel,
+        cwd=cwd,
+    )
+
+    def python(*args):
+        return run(sys.executable, *args, cwd=cwd, PYTHONPATH=str(target))
+
     python.target = target
     return python
 
@@ -61,7 +94,7 @@ def test_metadata(wheel):
         info = next(n for n in names if n.endswith('METADATA'))
         entry = z.read(info.replace('METADATA', 'entry_points.txt')).decode()
         meta = message_from_string(z.read(info).decode())
-    assert 'vidrepro = vidrepro.cli:main' in entry.replace('=', ' = ').replace('  ', ' ')
+    assert 'vidrepro = vidrepro.cli.main:main' in entry.replace('=', ' = ').replace('  ', ' ')
     assert meta['License-Expression'] == 'Apache-2.0' or 'Apache' in (meta['License'] or '')
     needs = meta.get_all('Requires-Dist')
     assert {'torch>=2.6', 'av', 'scikit-learn'} <= {n for n in needs if 'extra' not in n}
@@ -74,15 +107,22 @@ def test_metadata(wheel):
 def test_every_module_imports(elsewhere):
     where, version, count = elsewhere('-c', EVERY_MODULE).split()
     assert Path(where).is_relative_to(elsewhere.target)
-    assert version == run(sys.executable, '-c', 'import vidrepro; print(vidrepro.__version__)', cwd=ROOT).strip()
+    assert (
+        version
+        == run(
+            sys.executable, '-c', 'import vidrepro; print(vidrepro.__version__)', cwd=ROOT
+        ).strip()
+    )
     here = [p for p in (ROOT / 'vidrepro').rglob('*.py')]
     assert int(count) == len(here) - 1  # all but the package itself
 
 
 def test_data_cards(elsewhere):
-    assert elsewhere('-c', CARDS).split() == sorted(p.name for p in (ROOT / 'data_cards').glob('*.md'))
+    assert elsewhere('-c', CARDS).split() == sorted(
+        p.name for p in (ROOT / 'data_cards').glob('*.md')
+    )
 
 
 def test_command_line(elsewhere):
-    text = elsewhere('-m', 'vidrepro.cli', '--help')
+    text = elsewhere('-m', 'vidrepro.cli.main', '--help')
     assert 'demo' in text and 'Traceback' not in text

@@ -1,4 +1,5 @@
 "Features of an encoder, through a detector, to a card: what must hold whatever the encoder knows."
+
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,27 @@ import torch
 
 from vidrepro.core.files import InputError
 from vidrepro.core.results import list_runs, load_run
-from vidrepro.evaluation.detection import COLUMNS, match, summary
 from vidrepro.experiments import localization
-from vidrepro.experiments.localization import (LENGTHS, READERS, STATEMENTS, Row, Task, clip_of, examples_of, features_of,
-                                               judge_features, localize_run, painted, precision_of_length, rows, run_rows,
-                                               standardised, trained_encoder)
-from vidrepro.experiments.suites import Run, learner, missing
+from vidrepro.experiments.localization import (
+    LENGTHS,
+    READERS,
+    STATEMENTS,
+    Row,
+    Task,
+    clip_of,
+    examples_of,
+    features_of,
+    judge_features,
+    localize_run,
+    painted,
+    precision_of_length,
+    rows,
+    run_rows,
+    standardised,
+    trained_encoder,
+)
+from vidrepro.experiments.tables import Run, learner, missing
+from vidrepro.localize.metrics import COLUMNS, match, summary
 from vidrepro.papers import tec, tsp
 
 SMALL = Task(train=3, test=2)
@@ -42,15 +58,22 @@ class TestLength:
         rng, rows = np.random.default_rng(0), []
         for v in range(5):
             for k in range(4):
-                rows.append((f'v{v}', s := 10 * k + rng.uniform(0, 3), s + rng.uniform(0.8, 5), 'ab'[k % 2]))
+                rows.append(
+                    (f'v{v}', s := 10 * k + rng.uniform(0, 3), s + rng.uniform(0.8, 5), 'ab'[k % 2])
+                )
         truth = table(rows, COLUMNS[:-1])
-        near = truth.assign(start=truth.start + rng.normal(0, 0.4, len(truth)), end=truth.end + rng.normal(0, 0.4, len(truth)))
+        near = truth.assign(
+            start=truth.start + rng.normal(0, 0.4, len(truth)),
+            end=truth.end + rng.normal(0, 0.4, len(truth)),
+        )
         far = near.assign(start=near.start + 6, end=near.end + 7)
         found = pd.concat([near[near.end > near.start], far], ignore_index=True)
         return match(truth, found.assign(score=rng.uniform(size=len(found))))
 
     def test_whole_range_changes_nothing(self, matches):
-        assert precision_of_length(matches, 0.0, np.inf) == pytest.approx(summary(matches)['mAP'], abs=1e-12)
+        assert precision_of_length(matches, 0.0, np.inf) == pytest.approx(
+            summary(matches)['mAP'], abs=1e-12
+        )
 
     def test_other_lengths_do_not_matter(self, matches):
         "Remove long actions, what found them, and what is long and found nothing: the value for short ones stays."
@@ -60,10 +83,17 @@ class TestLength:
             truth, found = one.truth, one.detections
             long_found = (one.found[:, 0] >= 0) & (length(truth).to_numpy()[one.found[:, 0]] >= 2.5)
             stray = (one.found[:, 0] < 0) & (length(found) >= 2.5).to_numpy()
-            alone = match(truth[length(truth) < 2.5].reset_index(drop=True), found[~long_found & ~stray], (threshold,))
-            assert precision_of_length(one, 0.0, 2.5) == pytest.approx(summary(alone)['mAP'], abs=1e-12)
+            alone = match(
+                truth[length(truth) < 2.5].reset_index(drop=True),
+                found[~long_found & ~stray],
+                (threshold,),
+            )
+            assert precision_of_length(one, 0.0, 2.5) == pytest.approx(
+                summary(alone)['mAP'], abs=1e-12
+            )
 
-    def test_no_action_of_that_length(self, matches): assert np.isnan(precision_of_length(matches, 90.0, 99.0))
+    def test_no_action_of_that_length(self, matches):
+        assert np.isnan(precision_of_length(matches, 90.0, 99.0))
 
     def test_lengths_cover_everything(self):
         edges = sorted(x for span in LENGTHS.values() for x in span)
@@ -75,7 +105,10 @@ class TestAxis:
     def test_a_row_sits_in_the_middle_of_its_clip(self, every, span):
         source = painted(SMALL, 'test')
         n = [len(range(0, int(m) - span + 1, every)) for m in source.lengths]
-        seconds = [np.stack([(np.arange(k) * every + span / 2) / 15.0] * 2, 1).astype(np.float32) for k in n]
+        seconds = [
+            np.stack([(np.arange(k) * every + span / 2) / 15.0] * 2, 1).astype(np.float32)
+            for k in n
+        ]
         for e in examples_of(source, seconds, every, span):
             middle = e.begin + (np.arange(len(e.features)) + 0.5) * e.duration / len(e.features)
             np.testing.assert_allclose(e.features[:, 0], middle, rtol=1e-5)
@@ -83,18 +116,26 @@ class TestAxis:
     def test_truth_is_that_of_the_script(self):
         source = painted(SMALL, 'train')
         e = examples_of(source, [np.ones((9, 2), np.float32)] * 3, 4, 16)[1]
-        actions = [(s.frames, source.digits.labels[s.item].item()) for s in source.scripts[1] if s.action]
+        actions = [
+            (s.frames, source.digits.labels[s.item].item()) for s in source.scripts[1] if s.action
+        ]
         assert [round((b - a) * 15) for a, b in e.segments] == [f for f, _ in actions]
         assert list(e.labels) == [source.digits.classes[y] for _, y in actions]
 
     def test_standardised(self):
         source, rng = painted(SMALL, 'train'), np.random.default_rng(0)
-        made = examples_of(source, [rng.normal(5, 3, (9, 2)).astype(np.float32) for _ in range(3)], 4, 16)
+        made = examples_of(
+            source, [rng.normal(5, 3, (9, 2)).astype(np.float32) for _ in range(3)], 4, 16
+        )
         a, b = standardised(made[:2], made[2:])
         every = np.concatenate([e.features for e in a])
         np.testing.assert_allclose((every.mean(0), every.std(0)), ((0, 0), (1, 1)), atol=1e-5)
-        other, _ = standardised([replace(e, features=100 * e.features - 7) for e in made[:2]], made[2:])
-        np.testing.assert_allclose(other[0].features, a[0].features, atol=1e-4)  # scale and offset of an encoder do not matter
+        other, _ = standardised(
+            [replace(e, features=100 * e.features - 7) for e in made[:2]], made[2:]
+        )
+        np.testing.assert_allclose(
+            other[0].features, a[0].features, atol=1e-4
+        )  # scale and offset of an encoder do not matter
 
 
 class TestFeatures:
@@ -102,18 +143,23 @@ class TestFeatures:
         folder, run = home
         longer, asked = replace(run, config=replace(run.config, steps=3)), []
         monkeypatch.setattr(localization, 'execute', lambda r, *_, **__: asked.append(r.name))
-        with pytest.raises(InputError, match='steps = 2'): trained_encoder(longer, folder)
-        with pytest.raises(InputError, match='no such file'): trained_encoder(replace(run, name='tsp/tiny/new-s0'), folder)
+        with pytest.raises(InputError, match='steps = 2'):
+            trained_encoder(longer, folder)
+        with pytest.raises(InputError, match='no such file'):
+            trained_encoder(replace(run, name='tsp/tiny/new-s0'), folder)
         trained_encoder(run, folder)
         assert asked == [run.name, 'tsp/tiny/new-s0']
 
     def test_kept_and_renewed(self, home, monkeypatch):
         folder, run = home
         first = features_of(run, SMALL, folder)
-        monkeypatch.setattr(localization, 'trained_encoder', lambda *_: pytest.fail('asked for the encoder'))
+        monkeypatch.setattr(
+            localization, 'trained_encoder', lambda *_: pytest.fail('asked for the encoder')
+        )
         again = features_of(run, SMALL, folder)
         assert all((a == b).all() for p in first for a, b in zip(first[p], again[p]))
-        with pytest.raises(pytest.fail.Exception): features_of(run, replace(SMALL, every=8), folder)
+        with pytest.raises(pytest.fail.Exception):
+            features_of(run, replace(SMALL, every=8), folder)
 
     def test_clip(self):
         other = Run('tec/tiny/full-s0', 'tec', tec.PRESETS['tiny'])
@@ -126,15 +172,36 @@ class TestCards:
         folder, run = home
         row = Row(run, 'bmn', 0, SMALL, TOY)
         card = localize_run(row, folder, tmp_path)
-        assert load_run(row.name, row.settings(), tmp_path) == card and card['config']['encoder']['steps'] == 2
-        assert set(card['metrics']) == set(card['protocol']) and {'mAP', 'unnamed mAP', 'AUC', 'segments named'} <= set(card['metrics'])
-        assert all(0 <= p['chance'] <= 1 for p in card['protocol'].values()) and card['example']['truth']
-        assert run_rows([row, Row(run, 'gtad', 0, SMALL, replace(TOY))], folder, tmp_path) == ['localization/tiny/brief-gtad-s0']
+        assert (
+            load_run(row.name, row.settings(), tmp_path) == card
+            and card['config']['encoder']['steps'] == 2
+        )
+        assert set(card['metrics']) == set(card['protocol']) and {
+            'mAP',
+            'unnamed mAP',
+            'AUC',
+            'segments named',
+        } <= set(card['metrics'])
+        assert (
+            all(0 <= p['chance'] <= 1 for p in card['protocol'].values())
+            and card['example']['truth']
+        )
+        assert run_rows([row, Row(run, 'gtad', 0, SMALL, replace(TOY))], folder, tmp_path) == [
+            'localization/tiny/brief-gtad-s0'
+        ]
         assert missing([row], tmp_path) == [] and len(list_runs('localization/', tmp_path)) == 2
 
     def test_without_training(self, home, tmp_path):
         folder, run = home
-        assert run_rows([Row(replace(run, name='tsp/tiny/new-s0'), 'bmn', 0, SMALL, TOY)], folder, tmp_path, train=False) == []
+        assert (
+            run_rows(
+                [Row(replace(run, name='tsp/tiny/new-s0'), 'bmn', 0, SMALL, TOY)],
+                folder,
+                tmp_path,
+                train=False,
+            )
+            == []
+        )
 
     def test_names(self):
         name = lambda run, method: Row(Run(run, method, CONFIG), 'gtad', 2).name
@@ -145,8 +212,13 @@ class TestCards:
     def test_settings_tell_rows_apart(self, home):
         _, run = home
         row = Row(run, 'bmn')
-        others = [replace(row, seed=1), replace(row, reader='gtad'), replace(row, task=SMALL), replace(row, config=TOY),
-                  replace(row, encoder=replace(run, config=replace(CONFIG, lr=0.1)))]
+        others = [
+            replace(row, seed=1),
+            replace(row, reader='gtad'),
+            replace(row, task=SMALL),
+            replace(row, config=TOY),
+            replace(row, encoder=replace(run, config=replace(CONFIG, lr=0.1))),
+        ]
         assert all(o.settings() != row.settings() for o in others)
         assert row.settings() == replace(row, config=READERS['bmn']).settings()
 
@@ -160,15 +232,25 @@ class TestCards:
     def test_useless_features_are_at_chance(self):
         "Noise for features: the detector cannot beat the list of a neighbour by much, and names at random."
         rng, task = np.random.default_rng(0), Task(train=24, test=16)
-        train, test = (examples_of(s := painted(task, p), [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths], 4, 16)
-                       for p in ('train', 'test'))
+        train, test = (
+            examples_of(
+                s := painted(task, p),
+                [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths],
+                4,
+                16,
+            )
+            for p in ('train', 'test')
+        )
         values, chance, *_ = judge_features('bmn', train, test, config=replace(TOY, epochs=2))
         assert values['mAP'] < 0.1 and values['segments named'] < 0.4 and chance['mAP'] < 0.1
 
     def test_wrong_names(self, home):
-        with pytest.raises(InputError, match='reader'): Row(home[1], 'p-gcn')
-        with pytest.raises(InputError, match='part'): painted(SMALL, 'valid')
-        with pytest.raises(InputError, match='detector'): judge_features('probe', [], [])
+        with pytest.raises(InputError, match='reader'):
+            Row(home[1], 'p-gcn')
+        with pytest.raises(InputError, match='part'):
+            painted(SMALL, 'valid')
+        with pytest.raises(InputError, match='detector'):
+            judge_features('probe', [], [])
 
 
 def test_videos_repeat_and_differ():

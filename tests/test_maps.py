@@ -1,20 +1,33 @@
 "Motion maps: invariances under cameras and mirrors, long films, files."
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
-from vidrepro.data.moving_digits import MovingDigits, write_videos
 from vidrepro.data.video import iter_frames, probe
+from vidrepro.digits.moving_digits import MovingDigits, write_videos
 from vidrepro.motion.flow import FAST, dequantise, flow
-from vidrepro.motion.maps import draw_flow, draw_map, iter_flow, motion_boundary, motion_map, pool_maps, write_flow
+from vidrepro.motion.maps import (
+    draw_flow,
+    draw_map,
+    iter_flow,
+    motion_boundary,
+    motion_map,
+    pool_maps,
+    write_flow,
+)
 
 READINGS = 'paper', 'official'
 ROW, COLUMN = torch.meshgrid(torch.arange(20.0), torch.arange(26.0), indexing='ij')
 
 
-def linear(matrix, shift): return torch.stack([m[0] * COLUMN + m[1] * ROW + s for m, s in zip(matrix, shift)])[None, :, None]
+def linear(matrix, shift):
+    return torch.stack([m[0] * COLUMN + m[1] * ROW + s for m, s in zip(matrix, shift)])[
+        None, :, None
+    ]
 
 
 @pytest.mark.parametrize('reading', READINGS)
@@ -53,22 +66,30 @@ def test_official_is_at_most_the_sum_of_its_parts():
     early = motion_boundary(field, 'official').mean(1, keepdim=True)
     assert (late <= torch.nn.functional.adaptive_avg_pool2d(early, 3) + 1e-5).all()
     steady = field[:, :, :1].expand(-1, -1, 8, -1, -1)
-    assert torch.allclose(motion_map(steady, (2, 3, 3), 'official'), motion_map(steady[:, :, :2], (2, 3, 3), 'official'), atol=1e-5)
+    assert torch.allclose(
+        motion_map(steady, (2, 3, 3), 'official'),
+        motion_map(steady[:, :, :2], (2, 3, 3), 'official'),
+        atol=1e-5,
+    )
 
 
 def test_pool():
     m = torch.rand(2, 3, 4, 5)
     s, t = pool_maps(m)
-    assert torch.allclose(s[1, 2, 3], m[1, :, 2, 3].mean()) and torch.allclose(t[0, 1], m[0, 1].mean())
+    assert torch.allclose(s[1, 2, 3], m[1, :, 2, 3].mean()) and torch.allclose(
+        t[0, 1], m[0, 1].mean()
+    )
 
 
 @pytest.mark.parametrize('size', [(0, 3, 3), (5, 3, 3), (2, 99, 3)])
 def test_size(size):
-    with pytest.raises(InputError, match='cells'): motion_map(torch.zeros(1, 2, 4, 8, 8), size)
+    with pytest.raises(InputError, match='cells'):
+        motion_map(torch.zeros(1, 2, 4, 8, 8), size)
 
 
 def test_reading():
-    with pytest.raises(InputError, match='reading'): motion_map(torch.zeros(1, 2, 4, 8, 8), (2, 2, 2), 'papers')
+    with pytest.raises(InputError, match='reading'):
+        motion_map(torch.zeros(1, 2, 4, 8, 8), (2, 2, 2), 'papers')
 
 
 def test_colours():
@@ -82,7 +103,9 @@ def test_colours():
 
 @pytest.fixture(scope='module')
 def video(tmp_path_factory):
-    return write_videos(MovingDigits(12, size=32, length=11).subset([2]), tmp_path_factory.mktemp('film'))[0]
+    return write_videos(
+        MovingDigits(12, size=32, length=11).subset([2]), tmp_path_factory.mktemp('film')
+    )[0]
 
 
 @pytest.mark.parametrize('chunk', [1, 3, 10, 11, 50])
@@ -124,18 +147,31 @@ def test_nothing_left_behind(video, tmp_path):
         raise InputError('video', 'damaged', 'copy it again')
 
     for name in ('a.npz', 'b.mp4'):
-        with pytest.raises(InputError, match='damaged'): write_flow(breaks(), tmp_path / name, 'difference')
-    assert [p.name for p in tmp_path.iterdir()] == ['a.npz'] and (tmp_path / 'a.npz').read_bytes() == b'old'
+        with pytest.raises(InputError, match='damaged'):
+            write_flow(breaks(), tmp_path / name, 'difference')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.npz'] and (
+        tmp_path / 'a.npz'
+    ).read_bytes() == b'old'
 
 
-@pytest.mark.parametrize('change, words', [({'path': 'a.gif'}, 'name of the result'), ({'method': 'raft'}, 'method'), ({'show': 'x'}, 'show')])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'path': 'a.gif'}, 'name of the result'),
+        ({'method': 'raft'}, 'method'),
+        ({'show': 'x'}, 'show'),
+    ],
+)
 def test_faults(tmp_path, change, words):
     arguments = {'path': 'a.mp4'} | change
     path = tmp_path / arguments.pop('path')
-    with pytest.raises(InputError, match=words): write_flow([], path, **arguments)
+    with pytest.raises(InputError, match=words):
+        write_flow([], path, **arguments)
     assert not list(tmp_path.iterdir())
 
 
 def test_still_film_has_no_map():
-    clips = MovingDigits(3, size=32, still=1.0, pan=0.0).clips(torch.arange(3), torch.arange(4).expand(3, 1, 4))[:, 0]
+    clips = MovingDigits(3, size=32, still=1.0, pan=0.0).clips(
+        torch.arange(3), torch.arange(4).expand(3, 1, 4)
+    )[:, 0]
     assert motion_map(flow(clips), (3, 4, 4)).max() < 0.01

@@ -1,4 +1,5 @@
 "Promises of MCL's samplers, losses and state for any draw; the notebook checks chosen cases."
+
 import dataclasses
 import math
 from functools import partial
@@ -11,12 +12,20 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from two_processes import average, half, in_two
 
+from vidrepro.clips.transforms import crop_boxes
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
-from vidrepro.data.moving_digits import MovingDigits
-from vidrepro.data.transforms import crop_boxes
-from vidrepro.experiments import suites
-from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule, apply, override, read_checkpoint
+from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.experiments import tables as suites
+from vidrepro.learning.train import (
+    Batches,
+    Checkpoint,
+    Learner,
+    Schedule,
+    apply,
+    override,
+    read_checkpoint,
+)
 from vidrepro.papers import mcl
 from vidrepro.papers.mcl import ABLATION, PRESETS, Config, build, loss, sample, views
 
@@ -26,15 +35,31 @@ SMALL = dict(batch=4, videos=24, queue=64, hidden=16, dim=8)
 SOURCE = MovingDigits(24)
 
 
-def config(**changes): return override(PRESETS['tiny'], {**SMALL, **changes})
-def batch(cfg, k=0): return Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch)[k]
-def look(cfg, k=0): return views(batch(cfg, k), generator(k), cfg)
-def rand(seed, *shape): return torch.rand(*shape, generator=generator(seed))
+def config(**changes):
+    return override(PRESETS['tiny'], {**SMALL, **changes})
+
+
+def batch(cfg, k=0):
+    return Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch)[k]
+
+
+def look(cfg, k=0):
+    return views(batch(cfg, k), generator(k), cfg)
+
+
+def rand(seed, *shape):
+    return torch.rand(*shape, generator=generator(seed))
 
 
 class TestSampling:
     @repeat
-    @given(SEEDS, st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(2, 6), st.integers(1, 3), st.integers(1, 8))
+    @given(
+        SEEDS,
+        st.lists(st.integers(1, 60), min_size=1, max_size=5),
+        st.integers(2, 6),
+        st.integers(1, 3),
+        st.integers(1, 8),
+    )
     def test_candidates(self, seed, lengths, candidates, stride, frames):
         "Exist, run forwards at one stride until the video ends, and come in order of time."
         cfg = dataclasses.replace(Config(), candidates=candidates, stride=stride, frames=frames)
@@ -47,14 +72,20 @@ class TestSampling:
             assert torch.equal(row, want)
 
     @repeat
-    @given(SEEDS, st.integers(4, 9), st.sampled_from([2, 3]), st.sampled_from(['paper', 'official']))
+    @given(
+        SEEDS, st.integers(4, 9), st.sampled_from([2, 3]), st.sampled_from(['paper', 'official'])
+    )
     def test_choice(self, seed, m, n, rules):
         "The chosen are the best that the rule allows; the query comes first or last, the others in order."
         score, order = rand(seed, 6, m), torch.randint(2, (6,), generator=generator(seed))
         places = mcl.choose_clips(score, order, rand(seed + 1, 6, m), n, rules)
         assert all(len(set(p)) == n for p in places.tolist())
         rest = places[:, 1:]
-        assert (rest.diff(dim=1) > 0).all() and ((places[:, :1] < rest).all(1) == (order == 1)).all() and ((places[:, :1] > rest).all(1) == (order == 0)).all()
+        assert (
+            (rest.diff(dim=1) > 0).all()
+            and ((places[:, :1] < rest).all(1) == (order == 1)).all()
+            and ((places[:, :1] > rest).all(1) == (order == 0)).all()
+        )
         for p, s, first in zip(places.tolist(), score, order.tolist()):
             halves = [range(m)] if rules == 'paper' else [range(m // 2), range(m // 2, m)]
             counts = [n] if rules == 'paper' else [1, n - 1] if first else [n - 1, 1]
@@ -62,11 +93,16 @@ class TestSampling:
                 mine, values = [i for i in p if i in own], s[list(own)]
                 good = {i for i in own if s[i] >= values.quantile(0.5)}
                 assert len(mine) == count
-                assert set(mine) <= good or good <= set(mine)                       # worse ones only when the good are used up
+                assert set(mine) <= good or good <= set(
+                    mine
+                )  # worse ones only when the good are used up
 
     def test_motion_is_used_for_its_share(self):
         cfg = config(batch=24, motion_share=0.5, candidates=4)
-        always, never = (views(batch(cfg), generator(3), dataclasses.replace(cfg, motion_share=s)).frames for s in (1.0, 0.0))
+        always, never = (
+            views(batch(cfg), generator(3), dataclasses.replace(cfg, motion_share=s)).frames
+            for s in (1.0, 0.0)
+        )
         half = views(batch(cfg), generator(3), cfg).frames
         as_always, as_never = (((half == x).flatten(1)).all(1) for x in (always, never))
         assert (as_always | as_never).all() and 0 < as_always.sum() < 24 and 0 < as_never.sum() < 24
@@ -74,10 +110,17 @@ class TestSampling:
 
 class TestCrops:
     @repeat
-    @given(SEEDS, st.sampled_from([(16, 16), (20, 27)]), st.sampled_from(['paper', 'official']), st.sampled_from(['motion', 'random']))
+    @given(
+        SEEDS,
+        st.sampled_from([(16, 16), (20, 27)]),
+        st.sampled_from(['paper', 'official']),
+        st.sampled_from(['motion', 'random']),
+    )
     def test_boxes_fit(self, seed, frame, rules, spatial):
         cfg = dataclasses.replace(Config(), rules=rules, spatial=spatial, crop=0.1, candidates=4)
-        top, left, height, width = mcl.motion_boxes(rand(seed, 5, *frame), generator(seed), cfg).unbind(1)
+        top, left, height, width = mcl.motion_boxes(
+            rand(seed, 5, *frame), generator(seed), cfg
+        ).unbind(1)
         assert (torch.stack([top, left]) >= 0).all() and (torch.stack([height, width]) >= 1).all()
         assert (top + height <= frame[0]).all() and (left + width <= frame[1]).all()
 
@@ -85,12 +128,18 @@ class TestCrops:
     @given(SEEDS)
     def test_larger_boxes_hold_more(self, seed):
         maps = rand(seed, 3, 16, 16) ** 6
-        boxes = crop_boxes(torch.zeros(1, 1, 1, 1, 1).expand(12, 1, 1, 16, 16), generator(seed), (0.1, 0.5)).view(3, 4, 4)
+        boxes = crop_boxes(
+            torch.zeros(1, 1, 1, 1, 1).expand(12, 1, 1, 16, 16), generator(seed), (0.1, 0.5)
+        ).view(3, 4, 4)
         top, left, height, width = boxes.unbind(2)
         y, x = (top - 1).clamp(min=0), (left - 1).clamp(min=0)
-        wider = torch.stack([y, x, (top + height + 1).clamp(max=16) - y, (left + width + 1).clamp(max=16) - x], 2)
+        wider = torch.stack(
+            [y, x, (top + height + 1).clamp(max=16) - y, (left + width + 1).clamp(max=16) - x], 2
+        )
         assert (mcl.hot_share(maps, wider) >= mcl.hot_share(maps, boxes)).all()
-        assert (mcl.rectangle_share(maps, wider)[0] >= mcl.rectangle_share(maps, boxes)[0] - 1e-6).all()
+        assert (
+            mcl.rectangle_share(maps, wider)[0] >= mcl.rectangle_share(maps, boxes)[0] - 1e-6
+        ).all()
 
     def test_blank_maps_ask_for_nothing(self):
         "The first box is taken, as without the rule."
@@ -110,14 +159,29 @@ class TestCrops:
 
 class TestLosses:
     @repeat
-    @given(SEEDS, st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.sampled_from([0.1, 0.5]))
+    @given(
+        SEEDS, st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.sampled_from([0.1, 0.5])
+    )
     def test_queue_nce_is_its_sum(self, seed, b, n, m, tau):
-        unit = lambda k, *shape: F.normalize(torch.randn(*shape, generator=generator(seed, k)).double(), dim=-1)
+        unit = lambda k, *shape: F.normalize(
+            torch.randn(*shape, generator=generator(seed, k)).double(), dim=-1
+        )
         q, keys, queue, own = unit(0, b, 5), unit(1, b, n, 5), unit(2, m, 5), rand(seed, b, m) < 0.3
-        def e(x, y): return math.exp(float(x @ y) / tau)
-        each = [-math.log(e(q[i], keys[i, j]) / (e(q[i], keys[i, j]) + sum(e(q[i], queue[k]) for k in range(m) if not own[i, k])))
-                for i in range(b) for j in range(n)]
-        assert mcl.queue_nce(q, keys, queue, own, tau).item() == pytest.approx(sum(each) / len(each), abs=1e-9)
+
+        def e(x, y):
+            return math.exp(float(x @ y) / tau)
+
+        each = [
+            -math.log(
+                e(q[i], keys[i, j])
+                / (e(q[i], keys[i, j]) + sum(e(q[i], queue[k]) for k in range(m) if not own[i, k]))
+            )
+            for i in range(b)
+            for j in range(n)
+        ]
+        assert mcl.queue_nce(q, keys, queue, own, tau).item() == pytest.approx(
+            sum(each) / len(each), abs=1e-9
+        )
 
     @repeat
     @given(SEEDS, st.floats(1e-3, 1e3))
@@ -126,20 +190,32 @@ class TestLosses:
         p, m = rand(seed, 2, 3, 2, 4, 4).double()
         for volume in ('whole', 'softmax'):
             a, b = mcl.agreement(p, m, volume), mcl.agreement(factor * p, m, volume)
-            for k in a: assert_close(a[k], b[k]); assert (a[k] <= 1 + 1e-9).all() and (a[k] >= 0).all()
+            for k in a:
+                assert_close(a[k], b[k])
+                assert (a[k] <= 1 + 1e-9).all() and (a[k] >= 0).all()
             assert_close(mcl.agreement(m, m, volume), {k: torch.ones(3).double() for k in a})
         assert_close(mcl.agreement(p, m), mcl.agreement(m, p))
 
     @repeat
-    @given(SEEDS, st.sampled_from(['weighted-gradient', 'weighted-feature', 'feature']), st.sampled_from(['step', 'clip']))
+    @given(
+        SEEDS,
+        st.sampled_from(['weighted-gradient', 'weighted-feature', 'feature']),
+        st.sampled_from(['step', 'clip']),
+    )
     def test_response_is_its_sum(self, seed, form, weight):
         x, g = torch.randn(2, 2, 3, 2, 2, 2, generator=generator(seed)).double()
         for i in range(2):
             for t in range(2):
-                def w(c): return g[i, c, t].mean() if weight == 'step' else g[i, c].mean()
-                if form == 'feature': want = sum(x[i, c, t] for c in range(3))
-                elif form == 'weighted-feature': want = sum(w(c) * x[i, c, t] for c in range(3))
-                else: want = sum(w(c) * g[i, c, t] for c in range(3)).clamp(min=0)
+
+                def w(c):
+                    return g[i, c, t].mean() if weight == 'step' else g[i, c].mean()
+
+                if form == 'feature':
+                    want = sum(x[i, c, t] for c in range(3))
+                elif form == 'weighted-feature':
+                    want = sum(w(c) * x[i, c, t] for c in range(3))
+                else:
+                    want = sum(w(c) * g[i, c, t] for c in range(3)).clamp(min=0)
                 assert_close(mcl.response(x, g, form, weight)[i, t], want)
 
     def test_order_of_videos_does_not_matter(self):
@@ -154,10 +230,29 @@ class TestLosses:
         model = build(cfg)
         total, terms = loss(model, look(cfg), cfg)
         total.backward()
-        assert all(p.grad is None for p in [*model.key_backbone.parameters(), *model.key_heads.parameters()])
-        alone = torch.autograd.grad(loss(model, look(cfg), cfg)[1]['align_st'], [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-        reached = {n for (n, p), g in zip(((n, p) for n, p in model.named_parameters() if p.requires_grad), alone) if g is not None and g.abs().max() > 0}
-        assert {'backbone.stem.0.weight', 'backbone.layer1.conv2.weight', 'backbone.layer3.conv2.weight', 'heads.inter.0.weight', 'heads.inter.2.weight'} <= reached
+        assert all(
+            p.grad is None
+            for p in [*model.key_backbone.parameters(), *model.key_heads.parameters()]
+        )
+        alone = torch.autograd.grad(
+            loss(model, look(cfg), cfg)[1]['align_st'],
+            [p for p in model.parameters() if p.requires_grad],
+            allow_unused=True,
+        )
+        reached = {
+            n
+            for (n, p), g in zip(
+                ((n, p) for n, p in model.named_parameters() if p.requires_grad), alone
+            )
+            if g is not None and g.abs().max() > 0
+        }
+        assert {
+            'backbone.stem.0.weight',
+            'backbone.layer1.conv2.weight',
+            'backbone.layer3.conv2.weight',
+            'heads.inter.0.weight',
+            'heads.inter.2.weight',
+        } <= reached
 
     def test_still_videos(self):
         "Nothing moves: no alignment, no gradient, and the log says so."
@@ -180,9 +275,14 @@ def test_rows(row):
         total, terms = loss(model, look(cfg), cfg)
         total.backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
-        assert total.isfinite() and all(g.isfinite().all() for g in grads) and max(g.abs().max() for g in grads) > 0
+        assert (
+            total.isfinite()
+            and all(g.isfinite().all() for g in grads)
+            and max(g.abs().max() for g in grads) > 0
+        )
         found.append([total.detach(), *grads])
-    for a, b in zip(found[0], found[-1]): assert torch.equal(a, b)
+    for a, b in zip(found[0], found[-1]):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('preset', PRESETS)
@@ -193,7 +293,8 @@ def test_presets(preset):
 
 
 def test_unknown_layer():
-    with pytest.raises(InputError, match='layer1.conv2'): look(config(layer='conv9'))
+    with pytest.raises(InputError, match='layer1.conv2'):
+        look(config(layer='conv9'))
 
 
 class TestState:
@@ -201,11 +302,25 @@ class TestState:
 
     def learner(self, cfg, folder=None):
         model = build(cfg)
-        saves = [Checkpoint(folder / 'c.safetensors', dict(method='mcl'), every=100)] if folder else []
-        return Learner(model, partial(loss, cfg=cfg), partial(views, cfg=cfg), Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch, cfg.seed),
-                       mcl.optimizer(model, cfg), [Schedule(cfg.lr, cfg.warmup, 'constant'), *saves], device='cpu', seed=cfg.seed)
+        saves = (
+            [Checkpoint(folder / 'c.safetensors', dict(method='mcl'), every=100)] if folder else []
+        )
+        return Learner(
+            model,
+            partial(loss, cfg=cfg),
+            partial(views, cfg=cfg),
+            Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch, cfg.seed),
+            mcl.optimizer(model, cfg),
+            [Schedule(cfg.lr, cfg.warmup, 'constant'), *saves],
+            device='cpu',
+            seed=cfg.seed,
+        )
 
-    @pytest.mark.parametrize('changes', [{}, dict(ABLATION['official'], solver='sgd', lr=0.01)], ids=['paper', 'official'])
+    @pytest.mark.parametrize(
+        'changes',
+        [{}, dict(ABLATION['official'], solver='sgd', lr=0.01)],
+        ids=['paper', 'official'],
+    )
     def test_resume(self, changes, tmp_path):
         "Two steps, a restart and two steps end where four steps end, bit for bit."
         cfg = config(**changes, warmup=0, steps=4)
@@ -214,21 +329,30 @@ class TestState:
         again = self.learner(cfg, tmp_path)
         again.fit(4)
         assert again.step == 4 and whole['step'] == 4
-        for k, v in again.model.state_dict().items(): assert torch.equal(v, whole[k]), k
+        for k, v in again.model.state_dict().items():
+            assert torch.equal(v, whole[k]), k
         saved = read_checkpoint(tmp_path / 'c.safetensors', 'mcl')[0]
-        for k in ('queue', 'owner', 'key_backbone.stem.0.weight', 'key_heads.inter.2.bias'): assert torch.equal(saved[f'model.{k}'], whole[k]), k
+        for k in ('queue', 'owner', 'key_backbone.stem.0.weight', 'key_heads.inter.2.bias'):
+            assert torch.equal(saved[f'model.{k}'], whole[k]), k
 
     def test_own_keys_are_left_out(self):
         "Unless the settings say that they count."
         cfg = config()
         model, seen = build(cfg), look(cfg)
-        loss(model, seen, cfg)                                                  # now the queue holds this batch
-        values = [loss(model.eval(), seen, dataclasses.replace(cfg, strangers=s))[1]['nce'] for s in (True, False)]
+        loss(model, seen, cfg)  # now the queue holds this batch
+        values = [
+            loss(model.eval(), seen, dataclasses.replace(cfg, strangers=s))[1]['nce']
+            for s in (True, False)
+        ]
         assert values[0] < values[1] - 1e-3
 
 
 # Two processes: batch norm in training mode sees its own rows only, so losses are compared in evaluation mode.
-LOSSES = {'paper': {}, 'official': dict(ABLATION['official'], strangers=True), 'feature': dict(form='feature')}
+LOSSES = {
+    'paper': {},
+    'official': dict(ABLATION['official'], strangers=True),
+    'feature': dict(form='feature'),
+}
 
 
 def terms_of(rank, ranks, row):
@@ -239,7 +363,11 @@ def terms_of(rank, ranks, row):
     seen.motion[:3] = 0
     total, each = loss(model, half(seen, rank, ranks), cfg)
     total.backward()
-    grads = {k: average(torch.zeros_like(p) if p.grad is None else p.grad) for k, p in model.named_parameters() if p.requires_grad}
+    grads = {
+        k: average(torch.zeros_like(p) if p.grad is None else p.grad)
+        for k, p in model.named_parameters()
+        if p.requires_grad
+    }
     return dict(total=average(total), terms={k: average(v) for k, v in each.items()}, grads=grads)
 
 
@@ -257,24 +385,39 @@ def trained(rank, ranks):
     cfg = config(steps=2)
     model = build(cfg)
     batches = Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch, 0, rank, ranks)
-    learn = Learner(model, partial(loss, cfg=cfg), partial(views, cfg=cfg), batches, mcl.optimizer(model, cfg), device='cpu')
+    learn = Learner(
+        model,
+        partial(loss, cfg=cfg),
+        partial(views, cfg=cfg),
+        batches,
+        mcl.optimizer(model, cfg),
+        device='cpu',
+    )
     assert learn.accelerator.num_processes == ranks
     learn.fit(2)
-    return {k: v.clone() for k, v in learn.accelerator.unwrap_model(learn.model).state_dict().items()}
+    return {
+        k: v.clone() for k, v in learn.accelerator.unwrap_model(learn.model).state_dict().items()
+    }
 
 
-def everything(rank, ranks): return dict(losses={row: terms_of(rank, ranks, row) for row in LOSSES}, memory=memory_of(rank, ranks))
+def everything(rank, ranks):
+    return dict(
+        losses={row: terms_of(rank, ranks, row) for row in LOSSES}, memory=memory_of(rank, ranks)
+    )
 
 
-def both(rank, folder): return dict(everything(rank, 2), trained=trained(rank, 2))
+def both(rank, folder):
+    return dict(everything(rank, 2), trained=trained(rank, 2))
 
 
 @pytest.fixture(scope='module')
-def one(): return everything(0, 1)
+def one():
+    return everything(0, 1)
 
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory): return in_two(both, tmp_path_factory.mktemp('two'))
+def two(tmp_path_factory):
+    return in_two(both, tmp_path_factory.mktemp('two'))
 
 
 class TestTwoProcesses:
@@ -286,23 +429,36 @@ class TestTwoProcesses:
             assert_close(got['total'], want['total'], atol=1e-5, rtol=0)
             assert_close(got['terms'], want['terms'], atol=1e-5, rtol=0)
             assert_close(got['grads'], want['grads'], atol=2e-5, rtol=1e-3)
-        assert want['terms']['motionless'] == 3 / 8 and max(g.abs().max() for g in want['grads'].values()) > 1e-3
+        assert (
+            want['terms']['motionless'] == 3 / 8
+            and max(g.abs().max() for g in want['grads'].values()) > 1e-3
+        )
 
     def test_memory(self, one, two):
-        for found in two: assert_close(found['memory'], one['memory'], rtol=0, atol=0)
-        assert sorted(set(one['memory']['owner'].tolist())) == [k + 10 * i for i in range(3) for k in range(4)]
+        for found in two:
+            assert_close(found['memory'], one['memory'], rtol=0, atol=0)
+        assert sorted(set(one['memory']['owner'].tolist())) == [
+            k + 10 * i for i in range(3) for k in range(4)
+        ]
 
     def test_training(self, two):
         "Both processes end with the same weights, key encoder and queue; only statistics of batch norm may differ."
         a, b = (found['trained'] for found in two)
         for k in a:
-            if 'running' not in k: assert_close(a[k], b[k], rtol=0, atol=0, msg=k)
-        assert a['step'] == 2 and (a['owner'] >= 0).sum() == 8 and (a['backbone.stem.0.weight'] != build(config()).backbone.stem[0].weight).any()
+            if 'running' not in k:
+                assert_close(a[k], b[k], rtol=0, atol=0, msg=k)
+        assert (
+            a['step'] == 2
+            and (a['owner'] >= 0).sum() == 8
+            and (a['backbone.stem.0.weight'] != build(config()).backbone.stem[0].weight).any()
+        )
 
 
 def test_real_videos(data_dir):
     "Flow, choice, crop, loss and scores run on camera footage, and moving pixels stay in the crops."
-    cfg = override(PRESETS['real'], dict(root=str(data_dir / 'weizmann'), batch=4, queue=64, hidden=16, dim=8))
+    cfg = override(
+        PRESETS['real'], dict(root=str(data_dir / 'weizmann'), batch=4, queue=64, hidden=16, dim=8)
+    )
     test = suites.videos(cfg, 'test').subset(torch.arange(4))
     seen = views(Batches(test, partial(sample, cfg=cfg), 4)[0], generator(0), cfg)
     assert seen.motion.shape == (4, *mcl.grid_of(cfg)) and (seen.motion.amax((1, 2, 3)) > 0).all()

@@ -1,14 +1,15 @@
 "What the notebook of Moving Digits cannot say: many sizes and settings, files on disk, faults."
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
-from vidrepro.data import moving_digits as md
 from vidrepro.data.datasets import from_folder
-from vidrepro.data.moving_digits import MIRRORED, MOTIONS, REVERSED, MovingDigits, write_videos
 from vidrepro.data.video import read_clips
+from vidrepro.digits import moving_digits as md
+from vidrepro.digits.moving_digits import MIRRORED, MOTIONS, REVERSED, MovingDigits, write_videos
 
 
 def asked(b, n, t, length=128, seed=0):
@@ -17,17 +18,30 @@ def asked(b, n, t, length=128, seed=0):
 
 
 @settings(max_examples=12, deadline=None)
-@given(size=st.sampled_from([8, 17, 32, 50, 64, 112]), split=st.sampled_from(['train', 'test']), seed=st.integers(-5, 10**6),
-       distractors=st.integers(0, 4), motions=st.sets(st.sampled_from(MOTIONS), min_size=1), data=st.data())
+@given(
+    size=st.sampled_from([8, 17, 32, 50, 64, 112]),
+    split=st.sampled_from(['train', 'test']),
+    seed=st.integers(-5, 10**6),
+    distractors=st.integers(0, 4),
+    motions=st.sets(st.sampled_from(MOTIONS), min_size=1),
+    data=st.data(),
+)
 def test_same_bytes_alone_and_in_a_batch(size, split, seed, distractors, motions, data):
-    source = MovingDigits(50, size, seed=seed, split=split, distractors=distractors, motions=tuple(sorted(motions)))
-    index, frames = torch.tensor(data.draw(st.lists(st.integers(0, 49), min_size=1, max_size=9))), asked(9, 2, 3)
+    source = MovingDigits(
+        50, size, seed=seed, split=split, distractors=distractors, motions=tuple(sorted(motions))
+    )
+    index, frames = (
+        torch.tensor(data.draw(st.lists(st.integers(0, 49), min_size=1, max_size=9))),
+        asked(9, 2, 3),
+    )
     batch = source.clips(index, frames[: len(index)])
     assert batch.dtype == torch.uint8 and batch.shape == (len(index), 2, 3, 3, size, size)
     k = data.draw(st.integers(0, len(index) - 1))
-    alone = source.clips(index[[k]], frames[k:k + 1, 1:, 2:])
+    alone = source.clips(index[[k]], frames[k : k + 1, 1:, 2:])
     assert torch.equal(alone[0, 0, :, 0], batch[k, 1, :, 2])
-    again = MovingDigits(50, size, seed=seed, split=split, distractors=distractors, motions=tuple(sorted(motions)))
+    again = MovingDigits(
+        50, size, seed=seed, split=split, distractors=distractors, motions=tuple(sorted(motions))
+    )
     assert torch.equal(again.clips(index, frames[: len(index)]), batch)
 
 
@@ -35,18 +49,25 @@ def test_two_threads_give_the_same_bytes():
     source, index, frames = MovingDigits(64), torch.arange(64), asked(64, 1, 8)
     one = source.clips(index, frames)
     torch.set_num_threads(2)
-    try: assert torch.equal(source.clips(index, frames), one)
-    finally: torch.set_num_threads(1)
+    try:
+        assert torch.equal(source.clips(index, frames), one)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_seeds_and_splits_differ():
     index, frames = torch.arange(12), asked(12, 1, 1)
-    seen = {MovingDigits(12, seed=s, split=p).clips(index, frames).numpy().tobytes() for s in (0, 1, 2) for p in ('train', 'test')}
+    seen = {
+        MovingDigits(12, seed=s, split=p).clips(index, frames).numpy().tobytes()
+        for s in (0, 1, 2)
+        for p in ('train', 'test')
+    }
     assert len(seen) == 6
 
 
 def test_splits_share_no_pixels():
     from sklearn.datasets import load_sample_images
+
     whole = torch.stack([torch.tensor(p) for p in load_sample_images().images]).permute(0, 3, 1, 2)
     for split, columns in (('train', slice(0, 384)), ('test', slice(384, 640))):
         photo = md._photos(96, split) - 0.5
@@ -64,27 +85,40 @@ def test_labels_do_not_depend_on_the_order_of_subset():
 
 def test_sprite_label_is_independent_of_the_motion():
     source = MovingDigits(6000)
-    table = torch.zeros(12, 10).index_put_((source.labels, source.sprites), torch.ones(6000), accumulate=True)
+    table = torch.zeros(12, 10).index_put_(
+        (source.labels, source.sprites), torch.ones(6000), accumulate=True
+    )
     expected = table.sum(1, keepdim=True) * table.sum(0) / 6000
-    assert ((table - expected) ** 2 / expected).sum() < 99 + 4 * (2 * 99) ** 0.5  # chi-square, 99 degrees of freedom
+    assert ((table - expected) ** 2 / expected).sum() < 99 + 4 * (
+        2 * 99
+    ) ** 0.5  # chi-square, 99 degrees of freedom
 
 
 @pytest.mark.parametrize('motion', MOTIONS)
 def test_reverse_and_mirror_of_the_pictures(motion):
     "Without friction, playing backwards or mirroring turns a trajectory into one of the named class."
+
     def trait(name, flip=False):
-        p = MovingDigits(40, motions=(name,), friction=0.0).pose(torch.arange(40), torch.arange(3).expand(40, 1, 3))
+        p = MovingDigits(40, motions=(name,), friction=0.0).pose(
+            torch.arange(40), torch.arange(3).expand(40, 1, 3)
+        )
         x = torch.stack([p.centre.real, p.centre.imag, p.angle, p.side.log()])[:, :, 0]
-        if flip: x[[0, 2]] *= -1
+        if flip:
+            x[[0, 2]] *= -1
         step, turn = x.diff(dim=-1), None
-        turn = (step[0, :, 0] * step[1, :, 1] - step[1, :, 0] * step[0, :, 1])  # which way a path bends
+        turn = (
+            step[0, :, 0] * step[1, :, 1] - step[1, :, 0] * step[0, :, 1]
+        )  # which way a path bends
         smooth = torch.cat([step[..., 0], turn[None]]).median(1).values
         return torch.where(smooth.abs() > 1e-6, smooth, 0).sign()
+
     if motion.startswith('bounce'):
         assert REVERSED[motion] == MIRRORED[motion] == motion
         return
     keep = [4] if motion.startswith('orbit') else [0, 1, 2, 3]
-    assert (trait(motion)[keep] == -trait(REVERSED[motion])[keep]).all() and trait(motion)[keep].any()
+    assert (trait(motion)[keep] == -trait(REVERSED[motion])[keep]).all() and trait(motion)[
+        keep
+    ].any()
     mirrored = trait(motion, flip=True) * torch.tensor([1, 1, 1, 1, 1])
     assert (mirrored[keep] == trait(MIRRORED[motion])[keep]).all()
 
@@ -99,7 +133,11 @@ def test_flow_follows_points(step):
         y, x = (truth.opacity[i, 0, 0] == truth.opacity[i, 0, 0].max()).nonzero()[0].tolist()
         offset = complex(x + 0.5, y + 0.5) / 40 - now.centre[i].item()
         offset -= complex(round(offset.real), round(offset.imag))  # nearest copy on the torus
-        turned = offset * (then.side / now.side)[i].item() * torch.exp(1j * (then.angle - now.angle)[i]).item()
+        turned = (
+            offset
+            * (then.side / now.side)[i].item()
+            * torch.exp(1j * (then.angle - now.angle)[i]).item()
+        )
         moved = 40 * (then.centre[i].item() + turned - now.centre[i].item() - offset)
         flow = truth.flow[i, 0, :, 0, y, x]
         assert abs(moved - complex(*flow.tolist())) < 1e-3
@@ -112,29 +150,55 @@ def test_subset_on_disk_is_read_back(tmp_path):
     source = MovingDigits(24, size=33, length=20, motions=('left', 'grow', 'cw')).subset([5, 0, 1])
     paths = write_videos(source, tmp_path)
     folder = from_folder(tmp_path, classes=['left', 'grow', 'cw'])
-    assert sorted(folder.labels.tolist()) == sorted(source.labels.tolist()) and folder.lengths.tolist() == [20] * 3
+    assert (
+        sorted(folder.labels.tolist()) == sorted(source.labels.tolist())
+        and folder.lengths.tolist() == [20] * 3
+    )
     for i, path in enumerate(paths):
         frames = torch.tensor([[3, 19, 0]])
-        read, painted = read_clips(path, frames)[0], source.clips(torch.tensor([i]), frames[None])[0, 0]
+        read, painted = (
+            read_clips(path, frames)[0],
+            source.clips(torch.tensor([i]), frames[None])[0, 0],
+        )
         assert (read.float() - painted.float()).abs().mean() < 1.5
 
 
 def test_source_is_small_in_a_run_card():
     import json
+
     card = json.dumps(MovingDigits(100_000).subset(range(0, 100_000, 2)).describe())
     assert len(card) < 1000 and json.loads(card)['videos'] == 50_000
 
 
-@pytest.mark.parametrize('wrong', [dict(n=0), dict(size=4), dict(length=0), dict(split='val'), dict(friction=-0.1), dict(pan=-1.0),
-                                   dict(period=0.0), dict(motions=()), dict(motions=('left', 'fly')), dict(still=1.5), dict(distractors=-1)])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(n=0),
+        dict(size=4),
+        dict(length=0),
+        dict(split='val'),
+        dict(friction=-0.1),
+        dict(pan=-1.0),
+        dict(period=0.0),
+        dict(motions=()),
+        dict(motions=('left', 'fly')),
+        dict(still=1.5),
+        dict(distractors=-1),
+    ],
+)
 def test_wrong_settings_are_named(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))): MovingDigits(**wrong)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        MovingDigits(**wrong)
 
 
-@pytest.mark.parametrize('index, frame, name', [(10, 0, 'index'), (-1, 0, 'index'), (0, 128, 'frames'), (0, -1, 'frames')])
+@pytest.mark.parametrize(
+    'index, frame, name',
+    [(10, 0, 'index'), (-1, 0, 'index'), (0, 128, 'frames'), (0, -1, 'frames')],
+)
 def test_what_is_not_there_is_refused(index, frame, name):
     for ask in (MovingDigits(10).clips, MovingDigits(10).truth, MovingDigits(10).pose):
-        with pytest.raises(InputError, match=name): ask(torch.tensor([index]), torch.tensor([[[frame]]]))
+        with pytest.raises(InputError, match=name):
+            ask(torch.tensor([index]), torch.tensor([[[frame]]]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')

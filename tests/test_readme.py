@@ -1,4 +1,5 @@
 "What README tells people to type works."
+
 import re
 import shlex
 import subprocess
@@ -9,23 +10,31 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
-def blocks(language): return re.findall(rf'```{language}\n(.*?)```', TEXT, re.S)
+def blocks(language):
+    return re.findall(rf'```{language}\n(.*?)```', TEXT, re.S)
 
 
 def test_python():
     "The blocks run one after another, as in one notebook."
     names = {}
     assert len(blocks('python')) >= 2
-    for block in blocks('python'): exec(compile(block, 'README.md', 'exec'), names)
+    for block in blocks('python'):
+        exec(compile(block, 'README.md', 'exec'), names)
     assert names['features'].shape[:2] == (8, 3)
 
 
 def test_commands():
     "Every `vidrepro` command named there exists."
-    lines = [shlex.split(line, comments=True) for block in blocks('sh') for line in block.splitlines()]
+    lines = [
+        shlex.split(line, comments=True) for block in blocks('sh') for line in block.splitlines()
+    ]
     verbs = {line[1] for line in lines if line[:1] == ['vidrepro'] and not line[1].startswith('-')}
     for verb in ['', *sorted(verbs)]:
-        run = subprocess.run([sys.executable, '-m', 'vidrepro.cli', *filter(None, [verb]), '--help'], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, '-m', 'vidrepro.cli.main', *filter(None, [verb]), '--help'],
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 0, run.stdout + run.stderr
 
 

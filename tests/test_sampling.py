@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidrepro.clips.sampling import random_clips, shift_range, tec_labels, tec_tuples, uniform_clips
 from vidrepro.core.files import InputError
-from vidrepro.data.sampling import random_clips, shift_range, tec_labels, tec_tuples, uniform_clips
 
 repeat = settings(max_examples=60, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31)

@@ -1,4 +1,5 @@
 "Scan, standardise, check and preview: every file once, nothing half, against the files' own manifests."
+
 import csv
 import os
 import signal
@@ -17,16 +18,28 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from vidrepro.cli.data import app
 from vidrepro.core.files import InputError
 from vidrepro.data import scan as module
 from vidrepro.data.datasets import from_folder
-from vidrepro.data.moving_digits import MovingDigits, write_videos
-from vidrepro.data.scan import SEEN, Ledger, contact_sheet, copy_times, in_processes, list_videos, look, once_each, scan, standardise
+from vidrepro.data.scan import (
+    SEEN,
+    Ledger,
+    contact_sheet,
+    copy_times,
+    in_processes,
+    list_videos,
+    look,
+    once_each,
+    scan,
+    standardise,
+)
 from vidrepro.data.video import probe, read_clips
-from vidrepro.data_cli import app
+from vidrepro.digits.moving_digits import MovingDigits, write_videos
 
 
-def run(*words): return CliRunner().invoke(app, [str(word) for word in words])
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -38,11 +51,15 @@ def videos(tmp_path):
 def write_gray(path, ticks, tick=Fraction(1, 1000)):
     "Frame i is one even gray of level 8 i, shown from tick `ticks[i]` on."
     with av.open(str(path), 'w') as file:
-        stream = file.add_stream('libx264', rate=30, options={'crf': '0', 'bf': '2', 'threads': '1'})
+        stream = file.add_stream(
+            'libx264', rate=30, options={'crf': '0', 'bf': '2', 'threads': '1'}
+        )
         stream.width, stream.height, stream.pix_fmt = 48, 64, 'yuv420p'
         stream.codec_context.time_base = stream.time_base = tick
         for number, pts in enumerate(ticks):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 48, 3), 8 * number, np.uint8), format='rgb24')
+            frame = av.VideoFrame.from_ndarray(
+                np.full((64, 48, 3), 8 * number, np.uint8), format='rgb24'
+            )
             frame.pts, frame.time_base = pts, tick
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -72,19 +89,28 @@ def everything(data_dir, tmp_path_factory):
 def expected(row):
     "Status and good frames that a manifest asks for."
     frames = int(row['decoded_frames'])
-    if row['bytes'] == '0': return {'empty'}, 0
-    if row['pyav_error'] == 'no video stream': return {'no video stream'}, 0
-    if row['file'] == 'truncated60.mkv': return {'truncated'}, 0  # its first page says how long it should be
-    if row['file'] == 'bitflips_in_mdat.mp4': return {'damaged'}, 0  # a decoder that ignores errors shows 109 frames
-    if row['pyav_error']: return {'truncated', 'damaged'} if frames else {'damaged', 'unreadable'}, frames
+    if row['bytes'] == '0':
+        return {'empty'}, 0
+    if row['pyav_error'] == 'no video stream':
+        return {'no video stream'}, 0
+    if row['file'] == 'truncated60.mkv':
+        return {'truncated'}, 0  # its first page says how long it should be
+    if row['file'] == 'bitflips_in_mdat.mp4':
+        return {'damaged'}, 0  # a decoder that ignores errors shows 109 frames
+    if row['pyav_error']:
+        return {'truncated', 'damaged'} if frames else {'damaged', 'unreadable'}, frames
     return {'ok'}, frames
 
 
 @pytest.mark.parametrize('group, count', [('derived', 38), ('real', 48)])
 def test_odd_files(everything, data_dir, group, count):
-    with open(data_dir / 'odd' / f'{group}_manifest.csv') as file: rows = list(csv.DictReader(file))
+    with open(data_dir / 'odd' / f'{group}_manifest.csv') as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == count
-    late = {'size_change_midstream.ts', 'mmaction2_tests/test.avi'}  # time stamps out of order, which is no varying rate
+    late = {
+        'size_change_midstream.ts',
+        'mmaction2_tests/test.avi',
+    }  # time stamps out of order, which is no varying rate
     for row in rows:
         found = everything[2].loc[f'odd/{group}/{row["file"]}']
         status, frames = expected(row)
@@ -93,7 +119,9 @@ def test_odd_files(everything, data_dir, group, count):
             assert found.reason, row['file']
             continue
         turned = row['rotation'] in ('90', '-90')
-        assert (float(found.width), float(found.height)) == tuple(float(row[k]) for k in ('hw' if turned else 'wh')) or row['sizes'], row['file']
+        assert (float(found.width), float(found.height)) == tuple(
+            float(row[k]) for k in ('hw' if turned else 'wh')
+        ) or row['sizes'], row['file']
         assert (found.audio == 'True') == bool(row['audio']), row['file']
         assert (found.vfr == 'True') == (row['vfr'] == '1') or row['file'] in late, row['file']
         assert found.codec == row['codec'], row['file']
@@ -120,13 +148,42 @@ def test_second_scan_decodes_nothing(everything, data_dir, calls):
 def test_check_names_exactly_what_is_missing(data_dir):
     lists = data_dir / 'annotations' / 'ucfTrainTestlist'
     result = run('check', 'ucf101', data_dir / 'ucf101_mini', '--annotations', lists)
-    official = {line.split()[0] for name in ('trainlist01', 'testlist01') for line in (lists / f'{name}.txt').read_text().splitlines()}
-    there = {p.relative_to(data_dir / 'ucf101_mini').as_posix() for p in (data_dir / 'ucf101_mini').rglob('*.avi')}
-    missing = [line.removeprefix('missing ') for line in result.stdout.splitlines() if line.startswith('missing ')]
-    assert len(missing) == len(set(missing)) == 13_304 and set(missing) == official - there and len(there) == 16
-    assert result.exit_code == 1 and '16 of 13320 files found, 13304 missing, 0 unexpected' in result.stdout
-    result = run('check', 'weizmann', data_dir / 'weizmann', '--annotations', data_dir / 'weizmann', '--classes')
-    assert result.exit_code == 0 and '90 of 90 files found' in result.stdout and result.stdout.count('\nclass ') + 1 >= 20
+    official = {
+        line.split()[0]
+        for name in ('trainlist01', 'testlist01')
+        for line in (lists / f'{name}.txt').read_text().splitlines()
+    }
+    there = {
+        p.relative_to(data_dir / 'ucf101_mini').as_posix()
+        for p in (data_dir / 'ucf101_mini').rglob('*.avi')
+    }
+    missing = [
+        line.removeprefix('missing ')
+        for line in result.stdout.splitlines()
+        if line.startswith('missing ')
+    ]
+    assert (
+        len(missing) == len(set(missing)) == 13_304
+        and set(missing) == official - there
+        and len(there) == 16
+    )
+    assert (
+        result.exit_code == 1
+        and '16 of 13320 files found, 13304 missing, 0 unexpected' in result.stdout
+    )
+    result = run(
+        'check',
+        'weizmann',
+        data_dir / 'weizmann',
+        '--annotations',
+        data_dir / 'weizmann',
+        '--classes',
+    )
+    assert (
+        result.exit_code == 0
+        and '90 of 90 files found' in result.stdout
+        and result.stdout.count('\nclass ') + 1 >= 20
+    )
 
 
 # ---- made files ----------------------------------------------------------------------------------
@@ -152,11 +209,15 @@ def test_interrupted_scan_goes_on(videos, tmp_path, monkeypatch):
     done = []
 
     def stop(root, path):
-        if len(done) == 2: raise KeyboardInterrupt
+        if len(done) == 2:
+            raise KeyboardInterrupt
         return done.append(path) or look(root, path)
+
     monkeypatch.setattr(module, 'look', stop)
-    with pytest.raises(KeyboardInterrupt): scan(videos, tmp_path / 't.csv')
-    with open(tmp_path / 't.csv', 'a') as file: file.write('left/half a li')
+    with pytest.raises(KeyboardInterrupt):
+        scan(videos, tmp_path / 't.csv')
+    with open(tmp_path / 't.csv', 'a') as file:
+        file.write('left/half a li')
     monkeypatch.setattr(module, 'look', look)
     facts, decoded = scan(videos, tmp_path / 't.csv')
     assert len(decoded) == 2 and not set(decoded) & set(done) and set(facts.status) == {'ok'}
@@ -166,7 +227,8 @@ def test_interrupted_scan_goes_on(videos, tmp_path, monkeypatch):
 
 def test_processes(videos, tmp_path):
     "Another process writes the table of this one; a process that dies costs its own item only."
-    for path in list_videos(videos)[1:]: (videos / path).unlink()
+    for path in list_videos(videos)[1:]:
+        (videos / path).unlink()
     scan(videos, tmp_path / 'one.csv')
     scan(videos, tmp_path / 'two.csv', workers=2)
     assert (tmp_path / 'one.csv').read_bytes() == (tmp_path / 'two.csv').read_bytes()
@@ -176,8 +238,10 @@ def test_processes(videos, tmp_path):
 
 def test_one_culprit_among_many(monkeypatch):
     "The rest of the work is done exactly once when a pool breaks, wherever the culprits are."
+
     class Pool:  # tasks run one by one; a fatal one breaks it, and all that are waiting with it
-        def __init__(self, *_): self.broken = False
+        def __init__(self, *_):
+            self.broken = False
 
         def submit(self, work, item):
             task = Future()
@@ -185,7 +249,9 @@ def test_one_culprit_among_many(monkeypatch):
             task.set_exception(BrokenProcessPool()) if self.broken else task.set_result(work(item))
             return task
 
-        def shutdown(self, **_): pass
+        def shutdown(self, **_):
+            pass
+
     done = []
     monkeypatch.setattr(module, 'ProcessPoolExecutor', Pool)
     found = list(in_processes(lambda item: done.append(item) or -item, list(range(40)), 2))
@@ -194,8 +260,12 @@ def test_one_culprit_among_many(monkeypatch):
 
 
 def test_lost_process_is_a_row(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'in_processes', lambda work, items, workers: ((item, None) for item in items))
-    facts, _ = once_each(str, videos, list_videos(videos)[:1], Ledger(tmp_path / 't.csv', ('status', 'reason')), '')
+    monkeypatch.setattr(
+        module, 'in_processes', lambda work, items, workers: ((item, None) for item in items)
+    )
+    facts, _ = once_each(
+        str, videos, list_videos(videos)[:1], Ledger(tmp_path / 't.csv', ('status', 'reason')), ''
+    )
     assert facts.status.tolist() == ['unreadable'] and 'process' in facts.reason[0]
 
 
@@ -208,17 +278,28 @@ def test_copies_show_what_was_on_screen(tmp_path, fps):
     assert probe(tmp_path / 'in/a.mkv').vfr
     rows, _ = standardise(tmp_path / 'in', tmp_path / 'out', fps, 64, 0)
     info, rate = probe(tmp_path / 'out/a.mp4', 'decode'), Fraction(fps).limit_denominator(1001)
-    assert rows.status.tolist() == ['ok'] and not info.vfr and info.fps == pytest.approx(float(rate), rel=1e-6)
+    assert (
+        rows.status.tolist() == ['ok']
+        and not info.vfr
+        and info.fps == pytest.approx(float(rate), rel=1e-6)
+    )
     assert (info.width, info.height) == (64, 86) and int(rows.frames[0]) == info.frames
-    levels = read_clips(tmp_path / 'out/a.mp4', [range(info.frames)])[0].double().mean((0, 2, 3)) / 8
-    shown = [max(i for i, tick in enumerate(ticks) if Fraction(tick, 1000) <= k / rate) for k in range(info.frames)]
+    levels = (
+        read_clips(tmp_path / 'out/a.mp4', [range(info.frames)])[0].double().mean((0, 2, 3)) / 8
+    )
+    shown = [
+        max(i for i, tick in enumerate(ticks) if Fraction(tick, 1000) <= k / rate)
+        for k in range(info.frames)
+    ]
     assert levels.round().int().tolist() == shown
     assert info.frames / rate >= Fraction(ticks[-1], 1000)
 
 
 def test_copy_times():
     assert copy_times(0.0, Fraction(15)) == [0.0] and len(copy_times(2.0, Fraction(15))) == 30
-    assert len(copy_times(109 / 30, Fraction(30))) == 109 and len(copy_times(2.01, Fraction(15))) == 31
+    assert (
+        len(copy_times(109 / 30, Fraction(30))) == 109 and len(copy_times(2.01, Fraction(15))) == 31
+    )
 
 
 def test_killed_conversion(tmp_path):
@@ -228,17 +309,28 @@ def test_killed_conversion(tmp_path):
     ledger = tmp_path / 'out/standardise.csv'
     with subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE) as child:
         for _ in range(3000):
-            if ledger.exists() and len(ledger.read_text().splitlines()) > 3 or child.poll() is not None: break
+            if (
+                ledger.exists()
+                and len(ledger.read_text().splitlines()) > 3
+                or child.poll() is not None
+            ):
+                break
             time.sleep(0.01)
         assert child.poll() is None, child.stderr.read().decode()
         child.send_signal(signal.SIGKILL)
-    made = {path: (tmp_path / 'out' / path).stat().st_mtime_ns for path in list_videos(tmp_path / 'out')}
+    made = {
+        path: (tmp_path / 'out' / path).stat().st_mtime_ns for path in list_videos(tmp_path / 'out')
+    }
     assert 3 <= len(made) < 16
     assert {probe(tmp_path / 'out' / path, 'decode').frames for path in made} == {40}
     rows, now = standardise(tmp_path / 'in', tmp_path / 'out', 30, 160, 20)
     assert set(rows.status) == {'ok'} and len(list_videos(tmp_path / 'out')) == len(rows) == 16
-    assert 16 - len(made) <= len(now) <= 16 - len(made) + 1  # a file may be whole and its row not yet written
-    assert all((tmp_path / 'out' / p).stat().st_mtime_ns == t for p, t in made.items() if p not in now)
+    assert (
+        16 - len(made) <= len(now) <= 16 - len(made) + 1
+    )  # a file may be whole and its row not yet written
+    assert all(
+        (tmp_path / 'out' / p).stat().st_mtime_ns == t for p, t in made.items() if p not in now
+    )
     assert standardise(tmp_path / 'in', tmp_path / 'out', 30, 160, 20)[1] == []
 
 
@@ -250,20 +342,45 @@ def test_new_settings_and_changed_sources(videos, tmp_path):
     assert standardise(videos, tmp_path / 'out', 12, 16)[1] == paths[:1]
     (videos / 'cut.avi').write_bytes(b'no video')
     rows, now = standardise(videos, tmp_path / 'out', 12, 16)
-    assert now == ['cut.avi'] and rows.set_index('path').status['cut.avi'] == 'unreadable' and not (tmp_path / 'out/cut.mp4').exists()
+    assert (
+        now == ['cut.avi']
+        and rows.set_index('path').status['cut.avi'] == 'unreadable'
+        and not (tmp_path / 'out/cut.mp4').exists()
+    )
 
 
-@pytest.mark.parametrize('words, says', [
-    (['scan', 'nowhere'], 'exists'), (['preview', 'nowhere'], 'exists'), (['card', 'ucf102'], 'ucf101'), (['check', 'ucf101', 'videos'], 'classInd.txt'),
-    (['check', 'moving_digits', 'videos'], 'needs no files'), (['check', 'ucf101', 'videos', '--fold', 4], 'fold'),
-    (['standardise', 'videos', 'out', '--fps', 0], 'fps'), (['standardise', 'videos', 'out', '--short-side', 33], 'even'),
-    (['standardise', 'videos', 'out', '--crf', 52], 'crf'), (['standardise', 'videos', 'videos'], 'outside'), (['standardise', 'videos', 'videos/copies'], 'outside'), (['scan', 'videos', '--endings', 'xyz'], 'no videos'),
-    (['pack', 'videos', 'out', '--max-count', 0], 'bounds'), (['pack', 'videos', 'out', '--bad', 'x'], 'policy'), (['pack', 'videos', 'out', '--split', 'a'], '--dataset'),
-    (['unpack', 'videos', 'out'], 'index.json'), (['compose', 'out', '--train', 'nowhere'], 'exists')], ids=lambda x: ' '.join(map(str, x)) if isinstance(x, list) else '')
+@pytest.mark.parametrize(
+    'words, says',
+    [
+        (['scan', 'nowhere'], 'exists'),
+        (['preview', 'nowhere'], 'exists'),
+        (['card', 'ucf102'], 'ucf101'),
+        (['check', 'ucf101', 'videos'], 'classInd.txt'),
+        (['check', 'moving_digits', 'videos'], 'needs no files'),
+        (['check', 'ucf101', 'videos', '--fold', 4], 'fold'),
+        (['standardise', 'videos', 'out', '--fps', 0], 'fps'),
+        (['standardise', 'videos', 'out', '--short-side', 33], 'even'),
+        (['standardise', 'videos', 'out', '--crf', 52], 'crf'),
+        (['standardise', 'videos', 'videos'], 'outside'),
+        (['standardise', 'videos', 'videos/copies'], 'outside'),
+        (['scan', 'videos', '--endings', 'xyz'], 'no videos'),
+        (['pack', 'videos', 'out', '--max-count', 0], 'bounds'),
+        (['pack', 'videos', 'out', '--bad', 'x'], 'policy'),
+        (['pack', 'videos', 'out', '--split', 'a'], '--dataset'),
+        (['unpack', 'videos', 'out'], 'index.json'),
+        (['compose', 'out', '--train', 'nowhere'], 'exists'),
+    ],
+    ids=lambda x: ' '.join(map(str, x)) if isinstance(x, list) else '',
+)
 def test_bad_input(videos, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     result = run(*words)
-    assert result.exit_code == 2 and result.stderr.startswith('error: ') and result.stderr.count('\n') == 1 and says in result.stderr
+    assert (
+        result.exit_code == 2
+        and result.stderr.startswith('error: ')
+        and result.stderr.count('\n') == 1
+        and says in result.stderr
+    )
     assert not (tmp_path / 'out/index.json').exists()
 
 
@@ -272,15 +389,21 @@ def test_mounted(videos):
     program = typer.Typer()
     program.add_typer(app)
     result = CliRunner().invoke(program, ['data', 'card', 'ucf102'])
-    assert result.exit_code == 2 and result.stderr.startswith('error: data set') and 'ucf101' in result.stderr
+    assert (
+        result.exit_code == 2
+        and result.stderr.startswith('error: data set')
+        and 'ucf101' in result.stderr
+    )
     assert CliRunner().invoke(program, ['data', 'list']).stdout.count('\n') >= 8
 
 
 def test_refusals(videos, tmp_path):
     (videos / 'a.avi').write_bytes(b'1'), (videos / 'a.mkv').write_bytes(b'2')
-    with pytest.raises(InputError, match='rename'): standardise(videos, tmp_path / 'out')
+    with pytest.raises(InputError, match='rename'):
+        standardise(videos, tmp_path / 'out')
     (tmp_path / 'mine.csv').write_text('my,own,table\n1,2,3\n')
-    with pytest.raises(InputError, match='no table of this work'): scan(videos, tmp_path / 'mine.csv')
+    with pytest.raises(InputError, match='no table of this work'):
+        scan(videos, tmp_path / 'mine.csv')
     assert (tmp_path / 'mine.csv').read_text() == 'my,own,table\n1,2,3\n'
 
 
@@ -295,9 +418,18 @@ def test_one_file_for_every_command(videos, tmp_path, monkeypatch):
     "The way that the help describes, from a folder to shards, and default names of the tables."
     monkeypatch.chdir(tmp_path)
     result = run('scan', 'videos', '--workers', 1)
-    assert result.exit_code == 0 and 'decoded 4 files, 0 unchanged' in result.output and Path('videos.scan.csv').exists()
+    assert (
+        result.exit_code == 0
+        and 'decoded 4 files, 0 unchanged' in result.output
+        and Path('videos.scan.csv').exists()
+    )
     assert 'decoded 0 files, 4 unchanged' in run('scan', 'videos', '--workers', 1).output
     assert run('standardise', 'videos', 'copies', '--workers', 1, '--short-side', 32).exit_code == 0
-    assert run('pack', 'copies', 'shards', '--bad', 'quarantine:videos.quarantine.csv').output.startswith('4 samples in 1 shards')
+    assert run(
+        'pack', 'copies', 'shards', '--bad', 'quarantine:videos.quarantine.csv'
+    ).output.startswith('4 samples in 1 shards')
     assert run('unpack', 'shards', 'back').exit_code == 0
-    assert all((Path('back') / p).read_bytes() == (Path('copies') / p).read_bytes() for p in list_videos(Path('copies')))
+    assert all(
+        (Path('back') / p).read_bytes() == (Path('copies') / p).read_bytes()
+        for p in list_videos(Path('copies'))
+    )

@@ -1,4 +1,5 @@
 "Shards: what goes in comes out, once, in an order that seed and epoch decide."
+
 import json
 import re
 import tarfile
@@ -13,17 +14,32 @@ from torch.utils.data import DataLoader
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
 from vidrepro.data.datasets import from_folder, video_table
-from vidrepro.data.moving_digits import MovingDigits, write_videos
-from vidrepro.data.shards import Sample, ShardClips, Shards, as_file, decode, mixed, pack, plan_shards, read_shard, share, unpack
+from vidrepro.data.shards import (
+    Sample,
+    ShardClips,
+    Shards,
+    as_file,
+    decode,
+    mixed,
+    pack,
+    plan_shards,
+    read_shard,
+    share,
+    unpack,
+)
 from vidrepro.data.video import VideoError, probe, read_clips
+from vidrepro.digits.moving_digits import MovingDigits, write_videos
 
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     root = tmp_path_factory.mktemp('videos')
     write_videos(MovingDigits(23, size=32, length=8, motions=('left', 'cw', 'grow')), root)
-    (root / 'cw' / 'with.dots.in it.mp4').write_bytes((root / 'cw' / 'cw_00001.mp4').read_bytes() if (root / 'cw/cw_00001.mp4').exists()
-                                                      else next(root.glob('cw/*.mp4')).read_bytes())
+    (root / 'cw' / 'with.dots.in it.mp4').write_bytes(
+        (root / 'cw' / 'cw_00001.mp4').read_bytes()
+        if (root / 'cw/cw_00001.mp4').exists()
+        else next(root.glob('cw/*.mp4')).read_bytes()
+    )
     return from_folder(root)
 
 
@@ -37,7 +53,10 @@ def folder(source, tmp_path_factory):
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.integers(1, 9), max_size=8), st.integers(1, 12))
 def test_share(counts, consumers):
-    parts = [[(s, i) for s, a, b in share(counts, c, consumers) for i in range(a, b)] for c in range(consumers)]
+    parts = [
+        [(s, i) for s, a, b in share(counts, c, consumers) for i in range(a, b)]
+        for c in range(consumers)
+    ]
     assert sum(parts, []) == [(s, i) for s, n in enumerate(counts) for i in range(n)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -46,7 +65,9 @@ def test_share(counts, consumers):
 @given(st.integers(0, 60), st.integers(1, 70), st.integers())
 def test_mixed(count, buffer, seed):
     order = list(mixed(range(count), buffer, generator(seed)))
-    assert sorted(order) == list(range(count)) and all(n - place < buffer for place, n in enumerate(order))
+    assert sorted(order) == list(range(count)) and all(
+        n - place < buffer for place, n in enumerate(order)
+    )
     assert buffer > 1 or order == list(range(count))
 
 
@@ -75,23 +96,37 @@ def members_as_webdataset_reads_them(folder):
 
 def test_layout(source, folder):
     samples = members_as_webdataset_reads_them(folder)
-    assert len(samples) == 24 == len(source.table) and [p.name for p in sorted(folder.iterdir())] == [f'digits-{k:06d}.tar' for k in range(4)] + ['index.json']
+    assert len(samples) == 24 == len(source.table) and [
+        p.name for p in sorted(folder.iterdir())
+    ] == [f'digits-{k:06d}.tar' for k in range(4)] + ['index.json']
     for members in samples.values():
         facts = json.loads(members['json'])
-        assert set(members) == {'mp4', 'cls', 'json'} and members['mp4'] == (source.files.root / facts['path']).read_bytes()
-        assert source.classes[int(members['cls'])] == facts['path'].split('/')[0] == facts['items'][0]['class']
+        assert (
+            set(members) == {'mp4', 'cls', 'json'}
+            and members['mp4'] == (source.files.root / facts['path']).read_bytes()
+        )
+        assert (
+            source.classes[int(members['cls'])]
+            == facts['path'].split('/')[0]
+            == facts['items'][0]['class']
+        )
 
 
 def test_same_bytes_again(source, folder, tmp_path):
     pack(source.subset(torch.arange(23, -1, -1)), tmp_path / 'a', 'digits', max_count=7)
     assert all(p.read_bytes() == (tmp_path / 'a' / p.name).read_bytes() for p in folder.iterdir())
     pack(source, tmp_path / 'b', 'digits', max_count=7, seed=1)
-    assert (tmp_path / 'b/digits-000000.tar').read_bytes() != (folder / 'digits-000000.tar').read_bytes()
+    assert (tmp_path / 'b/digits-000000.tar').read_bytes() != (
+        folder / 'digits-000000.tar'
+    ).read_bytes()
 
 
 def test_round_trip(source, folder, tmp_path):
     assert unpack(folder, tmp_path) == sorted(source.table.path)
-    assert all((tmp_path / p).read_bytes() == (source.files.root / p).read_bytes() for p in source.table.path)
+    assert all(
+        (tmp_path / p).read_bytes() == (source.files.root / p).read_bytes()
+        for p in source.table.path
+    )
 
 
 def test_real_round_trip(data_dir, tmp_path):
@@ -100,13 +135,21 @@ def test_real_round_trip(data_dir, tmp_path):
     pack(source, tmp_path / 'shards', max_mb=1.5)
     assert unpack(tmp_path / 'shards', tmp_path / 'back') == sorted(source.table.path)
     for k, sample in enumerate(Shards(tmp_path / 'shards', buffer=3)):
-        assert sample.data == (data_dir / 'ucf101_mini' / sample.facts['path']).read_bytes() == (tmp_path / 'back' / sample.facts['path']).read_bytes()
+        assert (
+            sample.data
+            == (data_dir / 'ucf101_mini' / sample.facts['path']).read_bytes()
+            == (tmp_path / 'back' / sample.facts['path']).read_bytes()
+        )
         if k < 2:
-            with as_file(sample.data) as path: clips = read_clips(path, [[0, 30, 7]])
-            assert clips.equal(read_clips(data_dir / 'ucf101_mini' / sample.facts['path'], [[0, 30, 7]]))
+            with as_file(sample.data) as path:
+                clips = read_clips(path, [[0, 30, 7]])
+            assert clips.equal(
+                read_clips(data_dir / 'ucf101_mini' / sample.facts['path'], [[0, 30, 7]])
+            )
 
 
-def name(batch): return [sample.key for sample in batch]
+def name(batch):
+    return [sample.key for sample in batch]
 
 
 @pytest.mark.parametrize('max_count', [1, 7, 100])
@@ -117,35 +160,69 @@ def test_two_ranks_with_two_workers(source, tmp_path, max_count):
         seen = []
         for rank in range(2):
             shards = Shards(tmp_path, 5, epoch, buffer=4, rank=rank, ranks=2)
-            mine = [key for batch in DataLoader(shards, 5, num_workers=2, collate_fn=name) for key in batch]
+            mine = [
+                key
+                for batch in DataLoader(shards, 5, num_workers=2, collate_fn=name)
+                for key in batch
+            ]
             assert len(mine) == 12
-            if max_count == 7: assert mine == [key for batch in DataLoader(shards, 5, num_workers=2, collate_fn=name) for key in batch]
+            if max_count == 7:
+                assert mine == [
+                    key
+                    for batch in DataLoader(shards, 5, num_workers=2, collate_fn=name)
+                    for key in batch
+                ]
             seen += mine
-        assert sorted(seen) == sorted(p.rpartition('.')[0].replace('with.dots.in it', 'with_dots_in it') for p in source.table.path)
+        assert sorted(seen) == sorted(
+            p.rpartition('.')[0].replace('with.dots.in it', 'with_dots_in it')
+            for p in source.table.path
+        )
 
 
 def test_order(folder):
     keys = lambda **options: [s.key for s in Shards(folder, **options)]
     assert keys() == keys() == keys(rank=0, ranks=1)
-    assert len({tuple(keys(seed=s, epoch=e, buffer=b)) for s, e, b in [(0, 0, 9), (1, 0, 9), (0, 1, 9), (0, 0, 8)]}) == 4
+    assert (
+        len(
+            {
+                tuple(keys(seed=s, epoch=e, buffer=b))
+                for s, e, b in [(0, 0, 9), (1, 0, 9), (0, 1, 9), (0, 0, 8)]
+            }
+        )
+        == 4
+    )
     plain = keys(shuffle=False)
-    assert plain == keys(shuffle=False, epoch=3) == [k for file in sorted(folder.glob('*.tar')) for k, _ in read_shard(file)]
+    assert (
+        plain
+        == keys(shuffle=False, epoch=3)
+        == [k for file in sorted(folder.glob('*.tar')) for k, _ in read_shard(file)]
+    )
 
 
 def test_clips(source, folder):
     "In a loader, with labels; the clips of a video do not depend on who reads it."
     alone = {clip.numpy().tobytes() for clip, _ in ShardClips(Shards(folder, 1), 4, 1, 2, (16, 16))}
-    loader = DataLoader(ShardClips(Shards(folder, 1, buffer=2), 4, 1, 2, (16, 16)), 6, num_workers=2)
+    loader = DataLoader(
+        ShardClips(Shards(folder, 1, buffer=2), 4, 1, 2, (16, 16)), 6, num_workers=2
+    )
     batches = list(loader)
-    assert {c.numpy().tobytes() for clips, _ in batches for c in clips} == alone and batches[0][0].shape == (6, 2, 3, 4, 16, 16)
-    assert torch.cat([labels for _, labels in batches]).bincount().tolist() == source.labels.bincount().tolist()
+    assert {c.numpy().tobytes() for clips, _ in batches for c in clips} == alone and batches[0][
+        0
+    ].shape == (6, 2, 3, 4, 16, 16)
+    assert (
+        torch.cat([labels for _, labels in batches]).bincount().tolist()
+        == source.labels.bincount().tolist()
+    )
 
 
 def test_two_videos_of_one_size(source):
     "Path and size of two videos in memory are equal; their frames must not be."
     a, b = ((source.files.root / p).read_bytes() for p in source.table.path[[0, 20]])
     size = max(len(a), len(b))
-    padded = [data + (size - len(data)).to_bytes(4, 'big') + b'free' + bytes(size - len(data)) for data in (a, b)]
+    padded = [
+        data + (size - len(data)).to_bytes(4, 'big') + b'free' + bytes(size - len(data))
+        for data in (a, b)
+    ]
     padded = [data.ljust(2 * size + 16, b'\0') for data in padded]
     found, paths = [], set()
     for data in padded:
@@ -163,41 +240,56 @@ def test_segments_and_labels(source, tmp_path):
     source.table = video_table([path, path], [0, 1], [0.0, 1.0], [1.0, 2.0], 'train')
     pack(source, tmp_path)
     (sample,) = Shards(tmp_path)
-    assert sample.label == -1 and [(i['start'], i['end'], i['label']) for i in sample.facts['items']] == [(0.0, 1.0, 0), (1.0, 2.0, 1)]
+    assert sample.label == -1 and [
+        (i['start'], i['end'], i['label']) for i in sample.facts['items']
+    ] == [(0.0, 1.0, 0), (1.0, 2.0, 1)]
 
 
 def test_broken_shards(source, folder, tmp_path):
     file = tmp_path / 'digits-000000.tar'
     file.write_bytes((folder / file.name).read_bytes()[:-30_000])
     (tmp_path / 'index.json').write_bytes((folder / 'index.json').read_bytes())
-    with pytest.raises(InputError, match='again'): list(Shards(tmp_path))
-    with pytest.raises(InputError, match='index.json'): list(Shards(tmp_path / 'none'))
+    with pytest.raises(InputError, match='again'):
+        list(Shards(tmp_path))
+    with pytest.raises(InputError, match='index.json'):
+        list(Shards(tmp_path / 'none'))
     (tmp_path / 'index.json').write_text('{}')
-    with pytest.raises(InputError, match='pack again'): list(Shards(tmp_path))
-    with pytest.raises(InputError, match='rank'): Shards(folder, rank=2, ranks=2)
-    with pytest.raises(InputError, match='buffer'): Shards(folder, buffer=0)
-    with pytest.raises(VideoError, match='a/b.mp4'): decode(Sample('a/b', 0, b'no video', {'path': 'a/b.mp4'}), 4, 1, 1, generator(0))
+    with pytest.raises(InputError, match='pack again'):
+        list(Shards(tmp_path))
+    with pytest.raises(InputError, match='rank'):
+        Shards(folder, rank=2, ranks=2)
+    with pytest.raises(InputError, match='buffer'):
+        Shards(folder, buffer=0)
+    with pytest.raises(VideoError, match='a/b.mp4'):
+        decode(Sample('a/b', 0, b'no video', {'path': 'a/b.mp4'}), 4, 1, 1, generator(0))
 
 
 def test_refusals(source, folder, tmp_path):
-    with pytest.raises(InputError, match='finished shards'): pack(source, folder)
+    with pytest.raises(InputError, match='finished shards'):
+        pack(source, folder)
     root = source.files.root
     (root / 'left/x.y.mp4').write_bytes(b'1'), (root / 'left/x_y.mp4').write_bytes(b'2')
     try:
-        with pytest.raises(InputError, match='one key'): pack(from_folder(root), tmp_path / 'a')
+        with pytest.raises(InputError, match='one key'):
+            pack(from_folder(root), tmp_path / 'a')
     finally:
         (root / 'left/x.y.mp4').unlink(), (root / 'left/x_y.mp4').unlink()
     assert not (tmp_path / 'a/index.json').exists()
     evil = {'json': json.dumps(dict(path='../out.mp4', items=[])).encode(), 'mp4': b'x'}
     from vidrepro.data.shards import FORMAT, write_shard
+
     write_shard(tmp_path / 'e/v.tar', [('k', evil)])
-    (tmp_path / 'e/index.json').write_text(json.dumps(dict(format=FORMAT, classes=[], shards=[dict(file='v.tar', samples=1)])))
-    with pytest.raises(InputError, match='do not trust'): unpack(tmp_path / 'e', tmp_path / 'e2')
+    (tmp_path / 'e/index.json').write_text(
+        json.dumps(dict(format=FORMAT, classes=[], shards=[dict(file='v.tar', samples=1)]))
+    )
+    with pytest.raises(InputError, match='do not trust'):
+        unpack(tmp_path / 'e', tmp_path / 'e2')
     assert not (tmp_path / 'out.mp4').exists()
 
 
 def test_missing_video_leaves_nothing(source, tmp_path):
     broken = from_folder(source.files.root)
     broken.table = video_table([*broken.table.path[:2], 'cw/gone.mp4'], [0, 0, 0])
-    with pytest.raises(InputError, match='no such file'): pack(broken, tmp_path / 'a')
+    with pytest.raises(InputError, match='no such file'):
+        pack(broken, tmp_path / 'a')
     assert not (tmp_path / 'a').exists()

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidrepro.core.files import InputError
-from vidrepro.data.transforms import (
+from vidrepro.clips.transforms import (
     adjust_color,
     center_crop,
     color_jitter,
@@ -19,6 +18,7 @@ from vidrepro.data.transforms import (
     resize,
     resized_crop,
 )
+from vidrepro.core.files import InputError
 
 repeat = settings(max_examples=25, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31)

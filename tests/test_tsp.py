@@ -1,4 +1,5 @@
 "Promises of TSP for any draw, against the released tables, and through an interrupted run; the notebook checks chosen cases."
+
 import json
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
-from vidrepro.data.moving_digits import MovingDigits
-from vidrepro.data.untrimmed import THUMOS14_SHORTEST, Script, Segments, UntrimmedDigits, compose
+from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.digits.untrimmed import THUMOS14_SHORTEST, Script, Segments, UntrimmedDigits, compose
 from vidrepro.learning.train import Batches, Callback, Checkpoint, Learner, Schedule
 from vidrepro.models.backbones import backbone
 from vidrepro.models.checkpoints import released_keys
@@ -27,29 +28,44 @@ SMALL = Config(videos=12, batch=8, trimmed=2, steps=6, warmup=2)
 
 class Fixed(torch.nn.Module):
     "A network whose answers are given."
+
     def __init__(self, *logits):
         super().__init__()
         self.logits = logits
 
-    def forward(self, clips, index): return self.logits
+    def forward(self, clips, index):
+        return self.logits
 
 
-def blank(labels): return Views(torch.zeros(len(labels), 3, 1, 1, 1), labels, torch.arange(len(labels)))
+def blank(labels):
+    return Views(torch.zeros(len(labels), 3, 1, 1, 1), labels, torch.arange(len(labels)))
 
 
 @repeat
-@given(st.lists(st.integers(-1, 7), min_size=1, max_size=12), st.floats(0, 4), st.floats(0.1, 4), st.sampled_from(['foreground', 'all']), st.integers(0, 999))
+@given(
+    st.lists(st.integers(-1, 7), min_size=1, max_size=12),
+    st.floats(0, 4),
+    st.floats(0.1, 4),
+    st.sampled_from(['foreground', 'all']),
+    st.integers(0, 999),
+)
 def test_loss_is_the_sum_over_clips(labels, alpha, beta, average, seed):
     cfg, draw = Config(action=alpha, region=beta, average=average), generator('loss', seed)
     action, region = (torch.randn(len(labels), k, generator=draw) for k in (8, 2))
     acting = [i for i, y in enumerate(labels) if y >= 0]
-    first = sum(-torch.log_softmax(action[i], 0)[labels[i]].item() for i in acting) / (max(1, len(acting)) if average == 'foreground' else len(labels))
-    second = sum(-torch.log_softmax(region[i], 0)[0 if i in acting else 1].item() for i in range(len(labels))) / len(labels)
+    first = sum(-torch.log_softmax(action[i], 0)[labels[i]].item() for i in acting) / (
+        max(1, len(acting)) if average == 'foreground' else len(labels)
+    )
+    second = sum(
+        -torch.log_softmax(region[i], 0)[0 if i in acting else 1].item() for i in range(len(labels))
+    ) / len(labels)
     value, terms = tsp.loss(Fixed(action, region), blank(torch.tensor(labels)), cfg)
     assert value.item() == pytest.approx(alpha * first + beta * second, rel=1e-4, abs=1e-5)
     assert terms['action'].item() == pytest.approx(first, rel=1e-4, abs=1e-5)
     order = torch.randperm(len(labels), generator=draw)
-    again, _ = tsp.loss(Fixed(action[order], region[order]), blank(torch.tensor(labels)[order]), cfg)
+    again, _ = tsp.loss(
+        Fixed(action[order], region[order]), blank(torch.tensor(labels)[order]), cfg
+    )
     torch.testing.assert_close(again, value)
 
 
@@ -61,15 +77,26 @@ def test_background_teaches_no_action():
     value, terms = tsp.loss(net, Views(clips, labels, torch.arange(4)), Config(gvf='none'))
     value.backward()
     assert terms['action'].item() == 0 and value.isfinite()
-    assert not net.action.weight.grad.any() and net.region.weight.grad.any() and net.backbone.layer3.conv1.weight.grad.any()
+    assert (
+        not net.action.weight.grad.any()
+        and net.region.weight.grad.any()
+        and net.backbone.layer3.conv1.weight.grad.any()
+    )
     assert net.backbone.stem[0].weight.grad is None
 
 
 def test_one_head_alone():
     tac, region = (TSP(backbone('tiny'), Config(**{k: 0.0})) for k in ('region', 'action'))
-    assert tac.region is None and tac.gvf is None and region.action is None and region.region.in_features == 256
+    assert (
+        tac.region is None
+        and tac.gvf is None
+        and region.action is None
+        and region.region.in_features == 256
+    )
     labels = torch.tensor([1, 2])
-    value, terms = tsp.loss(tac, Views(torch.randn(2, 3, 8, 32, 32), labels, labels), Config(region=0.0))
+    value, terms = tsp.loss(
+        tac, Views(torch.randn(2, 3, 8, 32, 32), labels, labels), Config(region=0.0)
+    )
     assert set(terms) == {'action'} and value == terms['action']
 
 
@@ -78,62 +105,127 @@ def test_one_head_alone():
 def test_clips_stay_inside(lengths, seed):
     cfg, lengths = Config(), torch.tensor(lengths)
     frames = tsp.sample(lengths, generator(seed), cfg).frames
-    assert (frames >= 0).all() and (frames < lengths[:, None, None]).all() and (frames.diff() == cfg.stride).all()
+    assert (
+        (frames >= 0).all()
+        and (frames < lengths[:, None, None]).all()
+        and (frames.diff() == cfg.stride).all()
+    )
 
 
 def test_starts_are_uniform():
     frames = tsp.sample(torch.full((4000,), 25), generator('uniform'), Config()).frames[:, 0, 0]
     counts = frames.bincount(minlength=11)
-    assert len(counts) == 11 and ((counts - 4000 / 11) ** 2 / (4000 / 11)).sum() < 30     # chi square with 10 degrees: p < 0.001
+    assert (
+        len(counts) == 11 and ((counts - 4000 / 11) ** 2 / (4000 / 11)).sum() < 30
+    )  # chi square with 10 degrees: p < 0.001
 
 
 @repeat
-@given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from([-2, -1, 0, 1])), min_size=1, max_size=7), st.integers(1, 5))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 12), st.sampled_from([-2, -1, 0, 1])), min_size=1, max_size=7
+    ),
+    st.integers(1, 5),
+)
 def test_touching(runs, span):
     line = torch.tensor([label for n, label in runs for _ in range(n)])
     where, across = tsp.touching(line, span)
-    cuts = [i for i in range(span, len(line) - span + 1) if line[i] != line[i - 1] and len(set(line[i - span:i].tolist())) == 1
-            and len(set(line[i:i + span].tolist())) == 1 and line[i] > -2 and line[i - 1] > -2]
+    cuts = [
+        i
+        for i in range(span, len(line) - span + 1)
+        if line[i] != line[i - 1]
+        and len(set(line[i - span : i].tolist())) == 1
+        and len(set(line[i : i + span].tolist())) == 1
+        and line[i] > -2
+        and line[i - 1] > -2
+    ]
     assert where[across].tolist() == cuts
-    for i in where[~across].tolist(): assert len(set(line[i - span:i + span].tolist())) == 1 and line[i] > -2
+    for i in where[~across].tolist():
+        assert len(set(line[i - span : i + span].tolist())) == 1 and line[i] > -2
 
 
 def test_segments_of_a_source_that_is_not_painted():
     class Film:
         bad, lengths = [], torch.tensor([9, 7])
-        def clips(self, index, frames): return (10 * index[:, None, None] + frames)[:, :, None, :, None, None].expand(-1, -1, 3, -1, -1, -1).byte()
-        def describe(self): return {}
-    table = pd.DataFrame([(1, 2, 5, -1), (0, 0, 4, 3)], columns=['video', 'first', 'frames', 'label'])
+
+        def clips(self, index, frames):
+            return (
+                (10 * index[:, None, None] + frames)[:, :, None, :, None, None]
+                .expand(-1, -1, 3, -1, -1, -1)
+                .byte()
+            )
+
+        def describe(self):
+            return {}
+
+    table = pd.DataFrame(
+        [(1, 2, 5, -1), (0, 0, 4, 3)], columns=['video', 'first', 'frames', 'label']
+    )
     pieces = Segments(Film(), table, ('a',))
-    assert pieces.clips(torch.tensor([0, 1]), torch.tensor([[[0, 4]], [[0, 3]]]))[:, :, 0].flatten().tolist() == [12, 16, 0, 3]
-    assert pieces.cached().subset(torch.tensor([1])).labels.tolist() == [3] and pieces.groups.tolist() == [1, 0]
-    with pytest.raises(InputError, match='inside the piece'): pieces.clips(torch.tensor([1]), torch.tensor([[[4]]]))
-    with pytest.raises(InputError, match='shorter clips'): Segments(Film(), table[:0], ())
+    assert pieces.clips(torch.tensor([0, 1]), torch.tensor([[[0, 4]], [[0, 3]]]))[
+        :, :, 0
+    ].flatten().tolist() == [12, 16, 0, 3]
+    assert pieces.cached().subset(torch.tensor([1])).labels.tolist() == [
+        3
+    ] and pieces.groups.tolist() == [1, 0]
+    with pytest.raises(InputError, match='inside the piece'):
+        pieces.clips(torch.tensor([1]), torch.tensor([[[4]]]))
+    with pytest.raises(InputError, match='shorter clips'):
+        Segments(Film(), table[:0], ())
 
 
 def test_painted_in_any_order():
     source = UntrimmedDigits(MovingDigits(n=60), Script(3), 9)
     index, frames = torch.tensor([8, 2, 5]), torch.tensor([[[0, 3]], [[20, 1]], [[7, 7]]])
     together = source.clips(index, frames)
-    for k in range(3): assert torch.equal(UntrimmedDigits(MovingDigits(n=60), Script(3), 9).clips(index[k:k + 1], frames[k:k + 1])[0], together[k])
+    for k in range(3):
+        assert torch.equal(
+            UntrimmedDigits(MovingDigits(n=60), Script(3), 9).clips(
+                index[k : k + 1], frames[k : k + 1]
+            )[0],
+            together[k],
+        )
 
 
 def fit(cfg, folder, stop=None):
     "Train, perhaps only until `stop`."
+
     class Stop(Callback):
         order = 40
+
         def after_step(self, learn):
-            if learn.step == stop: raise KeyboardInterrupt
+            if learn.step == stop:
+                raise KeyboardInterrupt
+
     model, source = tsp.build(cfg), tsp.videos(cfg, 'pretrain')
-    calls = [Checkpoint(folder / 'checkpoint.safetensors', dict(method='tsp'), every=3), Schedule(cfg.lr, cfg.warmup), *tsp.callbacks(cfg), Stop()]
-    learn = Learner(model, partial(tsp.loss, cfg=cfg), partial(tsp.views, cfg=cfg), Batches(source, partial(tsp.sample, cfg=cfg), cfg.batch, cfg.seed),
-                    tsp.optimizer(model, cfg), calls, device='cpu', seed=cfg.seed)
-    try: learn.fit(cfg.steps)
-    except KeyboardInterrupt: pass
+    calls = [
+        Checkpoint(folder / 'checkpoint.safetensors', dict(method='tsp'), every=3),
+        Schedule(cfg.lr, cfg.warmup),
+        *tsp.callbacks(cfg),
+        Stop(),
+    ]
+    learn = Learner(
+        model,
+        partial(tsp.loss, cfg=cfg),
+        partial(tsp.views, cfg=cfg),
+        Batches(source, partial(tsp.sample, cfg=cfg), cfg.batch, cfg.seed),
+        tsp.optimizer(model, cfg),
+        calls,
+        device='cpu',
+        seed=cfg.seed,
+    )
+    try:
+        learn.fit(cfg.steps)
+    except KeyboardInterrupt:
+        pass
     return model
 
 
-@pytest.mark.parametrize('change', [{}, dict(optimizer='sgd', lr=0.01, milestones=(2, 5), gamma=0.1)], ids=['adamw', 'sgd'])
+@pytest.mark.parametrize(
+    'change',
+    [{}, dict(optimizer='sgd', lr=0.01, milestones=(2, 5), gamma=0.1)],
+    ids=['adamw', 'sgd'],
+)
 def test_a_resumed_run_is_the_same_run(tmp_path, change):
     cfg = replace(SMALL, **change)
     whole = fit(cfg, tmp_path / 'a').state_dict()
@@ -142,8 +234,12 @@ def test_a_resumed_run_is_the_same_run(tmp_path, change):
     again = fit(cfg, tmp_path / 'b').state_dict()
     assert all(torch.equal(v, again[k]) for k, v in whole.items())
     start = tsp.build(cfg).state_dict()
-    assert torch.equal(whole['gvf'], start['gvf']) and torch.equal(whole['backbone.stem.0.weight'], start['backbone.stem.0.weight'])
-    assert not torch.equal(whole['backbone.stem.1.running_mean'], start['backbone.stem.1.running_mean'])
+    assert torch.equal(whole['gvf'], start['gvf']) and torch.equal(
+        whole['backbone.stem.0.weight'], start['backbone.stem.0.weight']
+    )
+    assert not torch.equal(
+        whole['backbone.stem.1.running_mean'], start['backbone.stem.1.running_mean']
+    )
     assert not torch.equal(whole['region.weight'], start['region.weight'])
 
 
@@ -159,30 +255,49 @@ def test_rows_share_their_start():
 def test_heads_have_the_released_shapes():
     for task, change in (('tsp', {}), ('tsp', dict(gvf='none')), ('tac', dict(region=0.0))):
         keys = released_keys('r3d_18', 200, task, change.get('gvf') != 'none')
-        with torch.device('meta'): net = TSP(backbone('r3d_18'), replace(Config(classes=200), **change))
+        with torch.device('meta'):
+            net = TSP(backbone('r3d_18'), replace(Config(classes=200), **change))
         shapes = [tuple(h.weight.shape) for h in (net.action, net.region) if h]
         assert shapes == [s for k, s in keys.items() if k.startswith('fc') and k.endswith('weight')]
 
 
 def test_scores_by_name():
-    def few(part): return UntrimmedDigits(MovingDigits(n=90, seed=len(part)), Script(len(part)), 8).segments()
+    def few(part):
+        return UntrimmedDigits(MovingDigits(n=90, seed=len(part)), Script(len(part)), 8).segments()
+
     found = tsp.score_backbone(backbone('tiny'), SMALL, few)
-    assert [s.name for s in found] == ['region AUC', 'region AUC, all clips', 'action accuracy', 'boundary sharpness']
-    assert all(s.low <= s.value <= s.high and json.dumps(s.to_dict()) for s in found) and {s.n for s in found} == {8}
+    assert [s.name for s in found] == [
+        'region AUC',
+        'region AUC, all clips',
+        'action accuracy',
+        'boundary sharpness',
+    ]
+    assert all(s.low <= s.value <= s.high and json.dumps(s.to_dict()) for s in found) and {
+        s.n for s in found
+    } == {8}
 
 
-TABLES = [('activitynet', 'activitynet_v1-3_train', 200, 31_187), ('activitynet', 'activitynet_v1-3_valid', 200, 15_305),
-          ('thumos14', 'thumos14_valid', 20, 4_794), ('thumos14', 'thumos14_test', 20, 5_568)]
+TABLES = [
+    ('activitynet', 'activitynet_v1-3_train', 200, 31_187),
+    ('activitynet', 'activitynet_v1-3_valid', 200, 15_305),
+    ('thumos14', 'thumos14_valid', 20, 4_794),
+    ('thumos14', 'thumos14_test', 20, 5_568),
+]
 
 
 @pytest.mark.parametrize('folder, name, classes, kept', TABLES)
 def test_released_tables(data_dir, tmp_path, folder, name, classes, kept):
     "The released tables pass the check; what the authors' filter keeps, ours keeps but for the rounding of a frame."
     root = data_dir / 'annotations' / 'tsp_HumamAlwassel' / folder
-    for file in (f'{name}_tsp_groundtruth.csv', f'{folder if folder == "thumos14" else "activitynet_v1-3"}_action_label_mapping.json'):
+    for file in (
+        f'{name}_tsp_groundtruth.csv',
+        f'{folder if folder == "thumos14" else "activitynet_v1-3"}_action_label_mapping.json',
+    ):
         (tmp_path / file).write_bytes((root / file).read_bytes())
     subset = name.rsplit('_', 1)[1]
-    cfg = replace(tsp.PRESETS['paper'], classes=classes, parts=f'{subset},{subset}', root=str(tmp_path))
+    cfg = replace(
+        tsp.PRESETS['paper'], classes=classes, parts=f'{subset},{subset}', root=str(tmp_path)
+    )
     table = tsp.read_tsp_csv(tmp_path / f'{name}_tsp_groundtruth.csv')
     length = np.minimum(table['t-end'], table['video-duration']) - table['t-start'].clip(lower=0)
     assert (length * 15 >= 16).sum() == kept
@@ -198,7 +313,9 @@ def test_released_tables(data_dir, tmp_path, folder, name, classes, kept):
 @pytest.fixture(scope='module')
 def composed(tmp_path_factory):
     folder = tmp_path_factory.mktemp('composed')
-    return folder, compose({'train': MovingDigits(30, size=16)}, folder, 3, Script(actions=(2, 2), action=(2.0, 3.0)))
+    return folder, compose(
+        {'train': MovingDigits(30, size=16)}, folder, 3, Script(actions=(2, 2), action=(2.0, 3.0))
+    )
 
 
 def test_prepare(composed, tmp_path):
@@ -206,22 +323,37 @@ def test_prepare(composed, tmp_path):
     whole = json.loads((folder / 'activity_net.json').read_text())
     name = next(iter(whole['database']))
     entry = whole['database'][name]
-    entry['annotations'].append(dict(label='inside', segment=[entry['annotations'][0]['segment'][0] + 0.2, entry['annotations'][0]['segment'][1] - 0.2]))
+    entry['annotations'].append(
+        dict(
+            label='inside',
+            segment=[
+                entry['annotations'][0]['segment'][0] + 0.2,
+                entry['annotations'][0]['segment'][1] - 0.2,
+            ],
+        )
+    )
     whole['database']['nowhere'] = dict(entry, subset='training')
     (folder / 'own.json').write_text(json.dumps(whole))
     files, remarks = tsp.prepare(folder / 'own.json', folder, THUMOS14_SHORTEST)
-    assert [f.name for f in files if not f.is_file()] == [] and remarks == ['1 annotated videos have no file']
+    assert [f.name for f in files if not f.is_file()] == [] and remarks == [
+        '1 annotated videos have no file'
+    ]
     found = tsp.read_tsp_csv(folder / 'train_tsp_groundtruth.csv')
     gaps = [t[t['temporal-region-label'] == 'No action'] for t in (found, tables['train'])]
-    assert sorted(gaps[0]['t-start']) == pytest.approx(sorted(gaps[1]['t-start']))      # an action inside another changes no gap
+    assert sorted(gaps[0]['t-start']) == pytest.approx(
+        sorted(gaps[1]['t-start'])
+    )  # an action inside another changes no gap
     assert 'inside' in json.loads((folder / 'action_label_mapping.json').read_text())
-    with pytest.raises(InputError, match='none of the annotated ones'): tsp.prepare(folder / 'own.json', tmp_path)
+    with pytest.raises(InputError, match='none of the annotated ones'):
+        tsp.prepare(folder / 'own.json', tmp_path)
 
 
 def test_a_folder_without_tables(tmp_path):
-    with pytest.raises(InputError, match='0 files .*vidrepro tsp prepare'): tsp.videos(replace(tsp.PRESETS['real'], root=str(tmp_path)), 'pretrain')
+    with pytest.raises(InputError, match='0 files .*vidrepro tsp prepare'):
+        tsp.videos(replace(tsp.PRESETS['real'], root=str(tmp_path)), 'pretrain')
 
 
 def test_no_segment_is_long_enough():
-    with pytest.raises(InputError, match='fewer frames'): tsp.videos(replace(SMALL, frames=64, stride=4), 'pretrain')
+    with pytest.raises(InputError, match='fewer frames'):
+        tsp.videos(replace(SMALL, frames=64, stride=4), 'pretrain')
     assert F.one_hot(tsp.videos(replace(SMALL, frames=16), 'pretrain').labels + 1).shape[1] == 9

@@ -1,4 +1,5 @@
 "Background segments against the released tables, and untrimmed videos made from every kind of source."
+
 import json
 from collections import defaultdict
 
@@ -10,28 +11,48 @@ from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
 from vidrepro.data.datasets import from_folder, read_activitynet, read_tsp_csv
-from vidrepro.data.moving_digits import MovingDigits, write_video, write_videos
-from vidrepro.data.untrimmed import (ACTIVITYNET_SHORTEST, THUMOS14_SHORTEST, Script, add_background, background_segments, compose, play,
-                                     string_together, write_script)
 from vidrepro.data.video import probe, read_clips
+from vidrepro.digits.moving_digits import MovingDigits, write_video, write_videos
+from vidrepro.digits.untrimmed import (
+    ACTIVITYNET_SHORTEST,
+    THUMOS14_SHORTEST,
+    Script,
+    add_background,
+    background_segments,
+    compose,
+    play,
+    string_together,
+    write_script,
+)
 
-RELEASED = [('activitynet/activitynet_v1-3_train', ACTIVITYNET_SHORTEST, 10_024, 10_024),
-            ('activitynet/activitynet_v1-3_valid', ACTIVITYNET_SHORTEST, 4_926, 4_926),
-            ('thumos14/thumos14_valid', THUMOS14_SHORTEST, 199, 200), ('thumos14/thumos14_test', THUMOS14_SHORTEST, 212, 212)]
+RELEASED = [
+    ('activitynet/activitynet_v1-3_train', ACTIVITYNET_SHORTEST, 10_024, 10_024),
+    ('activitynet/activitynet_v1-3_valid', ACTIVITYNET_SHORTEST, 4_926, 4_926),
+    ('thumos14/thumos14_valid', THUMOS14_SHORTEST, 199, 200),
+    ('thumos14/thumos14_test', THUMOS14_SHORTEST, 212, 212),
+]
 
 
 def by_video(table):
     found = defaultdict(list)
-    for video, *row in zip(*(table[c] for c in ('video-name', 't-start', 't-end', 'temporal-region-label'))): found[video].append(row)
+    for video, *row in zip(
+        *(table[c] for c in ('video-name', 't-start', 't-end', 'temporal-region-label'))
+    ):
+        found[video].append(row)
     return found
 
 
 @pytest.mark.parametrize('name, shortest, same, videos', RELEASED)
 def test_released_tables(data_dir, name, shortest, same, videos):
     "The released rule reproduces the tables of TSP digit by digit; the running maximum differs where actions nest."
-    table = read_tsp_csv(data_dir / 'annotations' / 'tsp_HumamAlwassel' / f'{name}_tsp_groundtruth.csv')
+    table = read_tsp_csv(
+        data_dir / 'annotations' / 'tsp_HumamAlwassel' / f'{name}_tsp_groundtruth.csv'
+    )
     actions = table[table['temporal-region-label'] == 'Action']
-    truth, ours, clean = map(by_video, (table, add_background(actions, shortest, 'released'), add_background(actions, shortest)))
+    truth, ours, clean = map(
+        by_video,
+        (table, add_background(actions, shortest, 'released'), add_background(actions, shortest)),
+    )
     odd = [v for v in truth if ours[v] != truth[v]]
     assert (len(truth) - len(odd), len(truth)) == (same, videos)
     for v in odd:  # only where a tie of equal starts leaves the order open
@@ -42,18 +63,26 @@ def test_released_tables(data_dir, name, shortest, same, videos):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted), max_size=6), st.integers(60, 80), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted), max_size=6),
+    st.integers(60, 80),
+    st.integers(0, 9),
+)
 def test_background_is_the_complement(spans, duration, shortest):
     actions = np.array(spans, float).reshape(-1, 2)
     taken = np.zeros(duration, bool)
-    for start, end in spans: taken[start:end] = True
+    for start, end in spans:
+        taken[start:end] = True
     found = background_segments(actions, float(duration), float(shortest))
     runs, start = [], None
     cuts = {s for s, e in spans if s == e}  # an action of no length still parts the background
     for t in range(duration + 1):
         free = t < duration and not taken[t]
-        if start is not None and (not free or t in cuts): runs.append([start, t]); start = None
-        if free and start is None: start = t
+        if start is not None and (not free or t in cuts):
+            runs.append([start, t])
+            start = None
+        if free and start is None:
+            start = t
     assert found.tolist() == [r for r in runs if r[1] - r[0] >= shortest]
 
 
@@ -62,20 +91,29 @@ def test_rows_keep_their_values_and_order():
     full = add_background(table, 0.5)
     assert add_background(table[:0]).empty
     assert full[: len(table)].equals(table.reset_index(drop=True))
-    rest = full[len(table):]
-    assert (rest['action-label'] == '').all() and (rest['temporal-region-label'] == 'No action').all()
+    rest = full[len(table) :]
+    assert (rest['action-label'] == '').all() and (
+        rest['temporal-region-label'] == 'No action'
+    ).all()
     assert (rest['t-end'] - rest['t-start'] >= 0.5).all()
 
 
 def compose_table():
-    from vidrepro.data.untrimmed import _annotate
     import pandas as pd
+
+    from vidrepro.digits.untrimmed import _annotate
+
     source = MovingDigits(60)
-    return pd.concat([_annotate(source, write_script(source, Script(), k), f'x{k}', 15) for k in range(4)])
+    return pd.concat(
+        [_annotate(source, write_script(source, Script(), k), f'x{k}', 15) for k in range(4)]
+    )
 
 
 def test_a_video_does_not_depend_on_the_others(tmp_path):
-    source, script = MovingDigits(60, size=16, length=40), Script(seed=3, actions=(1, 2), action=(1.0, 2.0), gap=(0.5, 1.0))
+    source, script = (
+        MovingDigits(60, size=16, length=40),
+        Script(seed=3, actions=(1, 2), action=(1.0, 2.0), gap=(0.5, 1.0)),
+    )
     few, more = (compose({'test': source}, tmp_path / str(n), n, script) for n in (1, 3))
     first = more['test'][more['test']['video-name'] == 'test_00000'].reset_index(drop=True)
     assert first.equals(few['test'])
@@ -83,7 +121,10 @@ def test_a_video_does_not_depend_on_the_others(tmp_path):
     assert one == two
     net = read_activitynet(tmp_path / '3' / 'activity_net.json')
     assert set(net.subset) == {'testing'} and net.video.nunique() == 3
-    assert json.loads((tmp_path / '3' / 'temporal_region_label_mapping.json').read_text()) == ['Action', 'No action']
+    assert json.loads((tmp_path / '3' / 'temporal_region_label_mapping.json').read_text()) == [
+        'Action',
+        'No action',
+    ]
 
 
 def test_painting_in_chunks_changes_nothing():
@@ -99,8 +140,12 @@ def test_an_action_moves_as_its_item_does():
     pose, at = string_together(source, script), 0
     for s in script:
         own = source.pose(torch.tensor([s.item]), s.numbers[None, None])
-        torch.testing.assert_close(pose.centre[0, 0, at:at + s.frames].diff(), own.centre[0, 0].diff())
-        torch.testing.assert_close(pose.angle[0, 0, at:at + s.frames].diff(), own.angle[0, 0].diff())
+        torch.testing.assert_close(
+            pose.centre[0, 0, at : at + s.frames].diff(), own.centre[0, 0].diff()
+        )
+        torch.testing.assert_close(
+            pose.angle[0, 0, at : at + s.frames].diff(), own.angle[0, 0].diff()
+        )
         at += s.frames
 
 
@@ -119,9 +164,16 @@ def test_files_as_source(tmp_path):
 
 def test_faults(tmp_path):
     source = MovingDigits(60)
-    with pytest.raises(InputError, match='sources'): compose({'val': source}, tmp_path)
-    with pytest.raises(InputError, match='background'): write_script(source, Script(background=source.classes), 0)
-    with pytest.raises(InputError, match='rule'): background_segments(np.zeros((1, 2)), 1.0, rule='naive')
-    clips = [torch.zeros(3, 2, 16, 16, dtype=torch.uint8), torch.zeros(3, 2, 16, 18, dtype=torch.uint8)]
-    with pytest.raises(InputError, match='one size'): write_video(tmp_path / 'x.mp4', clips)
+    with pytest.raises(InputError, match='sources'):
+        compose({'val': source}, tmp_path)
+    with pytest.raises(InputError, match='background'):
+        write_script(source, Script(background=source.classes), 0)
+    with pytest.raises(InputError, match='rule'):
+        background_segments(np.zeros((1, 2)), 1.0, rule='naive')
+    clips = [
+        torch.zeros(3, 2, 16, 16, dtype=torch.uint8),
+        torch.zeros(3, 2, 16, 18, dtype=torch.uint8),
+    ]
+    with pytest.raises(InputError, match='one size'):
+        write_video(tmp_path / 'x.mp4', clips)
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ def _mix(
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
-
+# %% ../../nbs/core/02_random.ipynb #97b59148
 def hash_uniform(
     seed: int,  # names the whole table, any integer
     index: Int[Tensor, "b"] | Int[np.ndarray, "b"] | Sequence[int],  # which rows, in any order

@@ -26,7 +26,8 @@ def interval(
 ) -> tuple[float, float, float]:  # mean, lower end, upper end
     "Student's interval of the mean, Eq. (1)."
     d = np.asarray(list(differences), float)
-    if len(d) < 2: raise InputError('differences', f'{len(d)} seeds', 'run at least two')
+    if len(d) < 2:
+        raise InputError('differences', f'{len(d)} seeds', 'run at least two')
     half = stats.t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
     return d.mean(), d.mean() - half, d.mean() + half
 
@@ -38,8 +39,13 @@ def decide(
     high: float,  # upper end
 ) -> str:  # `reproduced`, `not reproduced` or `inconclusive`
     "Verdict of an interval."
-    if kind not in ('more', 'same'): raise InputError('kind', repr(kind), "use 'more' or 'same'")
-    yes, no = (low > margin, high <= margin) if kind == 'more' else (-margin < low and high < margin, low >= margin or high <= -margin)
+    if kind not in ('more', 'same'):
+        raise InputError('kind', repr(kind), "use 'more' or 'same'")
+    yes, no = (
+        (low > margin, high <= margin)
+        if kind == 'more'
+        else (-margin < low and high < margin, low >= margin or high <= -margin)
+    )
     return 'reproduced' if yes else 'not reproduced' if no else 'inconclusive'
 
 # %% ../../nbs/experiments/90_claims.ipynb #0626948c
@@ -57,7 +63,7 @@ class Claim:
     kind: str = 'more'  # or `same`
     other_metric: str = ''  # of the other row; empty: `metric`
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #0857d4a4
 @dataclass(frozen=True)
 class Verdict:
     "What the cards say about a claim."
@@ -76,7 +82,9 @@ def by_seed(
     root: Path | None = None,  # folder of cards
 ) -> dict[int, float]:  # seed -> value
     "One metric of all runs of a row."
-    cards = [load_run(n, root=root) for n in list_runs(row, root=root) if n.rpartition('-s')[0] == row]
+    cards = [
+        load_run(n, root=root) for n in list_runs(row, root=root) if n.rpartition('-s')[0] == row
+    ]
     values = {c['seed']: c['metrics'][metric] for c in cards if metric in c['metrics']}
     return {s: v['value'] if isinstance(v, dict) else v for s, v in values.items()}
 
@@ -87,11 +95,21 @@ def on_the_floor(
 ) -> bool:  # whether neither row is above chance by more than the margin; `False` where one is a number or chance is not known
     "Is there anything to compare?"
     rows = [r for r in (claim.better, claim.than) if isinstance(r, str)]
-    if len(rows) < 2: return False                                  # a number has no chance level
-    cards = [load_run(n, root=root) for r in rows for n in list_runs(r, root=root) if n.rpartition('-s')[0] == r]
+    if len(rows) < 2:
+        return False  # a number has no chance level
+    cards = [
+        load_run(n, root=root)
+        for r in rows
+        for n in list_runs(r, root=root)
+        if n.rpartition('-s')[0] == r
+    ]
     chances = [c['protocol'].get(claim.metric, {}).get('chance') for c in cards]
-    if None in chances or not chances: return False
-    return max(np.mean(list(by_seed(r, claim.metric, root).values())) for r in rows) - np.mean(chances) <= claim.margin
+    if None in chances or not chances:
+        return False
+    return (
+        max(np.mean(list(by_seed(r, claim.metric, root).values())) for r in rows) - np.mean(chances)
+        <= claim.margin
+    )
 
 # %% ../../nbs/experiments/90_claims.ipynb #35181a8a
 def judge(
@@ -99,14 +117,21 @@ def judge(
     root: Path | None = None,  # folder of cards
 ) -> Verdict:  # with its interval
     "The verdict of the cards."
-    ahead, other = (by_seed(r, m, root) if isinstance(r, str) else r for r, m in
-                    ((claim.better, claim.metric), (claim.than, claim.other_metric or claim.metric)))
-    ahead, other = (dict.fromkeys(b, a) if isinstance(a, float) else a for a, b in ((ahead, other), (other, ahead)))
+    ahead, other = (
+        by_seed(r, m, root) if isinstance(r, str) else r
+        for r, m in ((claim.better, claim.metric), (claim.than, claim.other_metric or claim.metric))
+    )
+    ahead, other = (
+        dict.fromkeys(b, a) if isinstance(a, float) else a
+        for a, b in ((ahead, other), (other, ahead))
+    )
     seeds = tuple(sorted(ahead.keys() & other.keys()))
-    if len(seeds) < 3: return Verdict(claim, seeds, None, None, None, 'not run')
+    if len(seeds) < 3:
+        return Verdict(claim, seeds, None, None, None, 'not run')
     mean, low, high = interval(ahead[s] - other[s] for s in seeds)
     word = decide(claim.kind, claim.margin, low, high)
-    if claim.kind == 'same' and word == 'reproduced' and on_the_floor(claim, root): word = 'inconclusive'
+    if claim.kind == 'same' and word == 'reproduced' and on_the_floor(claim, root):
+        word = 'inconclusive'
     return Verdict(claim, seeds, mean, low, high, word)
 
 # %% ../../nbs/experiments/90_claims.ipynb #f76a8fdc
@@ -114,9 +139,22 @@ def table(
     verdicts: list[Verdict],  # from `judge`
 ) -> pd.DataFrame:  # a row each
     "Verdicts as a table."
-    def number(x): return '' if x is None else f'{x:+.3f}'
-    rows = [dict(claim=v.claim.text, source=v.claim.source, metric=v.claim.metric, seeds=len(v.seeds), difference=number(v.mean),
-                 interval='' if v.low is None else f'[{number(v.low)}, {number(v.high)}]', verdict=v.word) for v in verdicts]
+
+    def number(x):
+        return '' if x is None else f'{x:+.3f}'
+
+    rows = [
+        dict(
+            claim=v.claim.text,
+            source=v.claim.source,
+            metric=v.claim.metric,
+            seeds=len(v.seeds),
+            difference=number(v.mean),
+            interval='' if v.low is None else f'[{number(v.low)}, {number(v.high)}]',
+            verdict=v.word,
+        )
+        for v in verdicts
+    ]
     return pd.DataFrame(rows, index=[v.claim.name for v in verdicts])
 
 # %% ../../nbs/experiments/90_claims.ipynb #0ca3236a
@@ -131,7 +169,10 @@ def forest(
     fig, ax = plt.subplots(figsize=(6, 0.6 + 0.27 * max(1, len(drawn))), dpi=80)
     ax.axvline(0, color='black', lw=0.8)
     for y, v in enumerate(drawn):
-        if v.claim.kind == 'same': ax.fill_betweenx([y - 0.4, y + 0.4], -v.claim.margin, v.claim.margin, color='#dddddd', lw=0)
+        if v.claim.kind == 'same':
+            ax.fill_betweenx(
+                [y - 0.4, y + 0.4], -v.claim.margin, v.claim.margin, color='#dddddd', lw=0
+            )
         ax.plot([v.low, v.high], [y, y], color=COLOURS[v.word], lw=2)
         ax.plot(v.mean, y, 'o', color=COLOURS[v.word], ms=5)
     ax.set(yticks=range(len(drawn)), xlabel='difference, 95 % interval over seeds')

@@ -19,8 +19,22 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from ..core.files import InputError
-from .grid import Labels, TimeGrid, above, balanced_logistic, folded, matching_matrix, overlap_loss
-from .grid import pairs, rate, sample, sample_conv, soft_nms, to_map, valid
+from vidrepro.localize.grid import (
+    Labels,
+    TimeGrid,
+    above,
+    balanced_logistic,
+    folded,
+    matching_matrix,
+    overlap_loss,
+    pairs,
+    rate,
+    sample,
+    sample_conv,
+    soft_nms,
+    to_map,
+    valid,
+)
 
 # %% ../../nbs/localize/80_bmn.ipynb #1384e98e
 class BinConv(nn.Module):
@@ -37,12 +51,16 @@ class BinConv(nn.Module):
         super().__init__()
         self.sizes = [m.shape[1] for m in matrices]
         bound = 1 / math.sqrt(channels * sum(self.sizes))
-        self.weight = nn.Parameter(torch.empty(out, channels, sum(self.sizes)).uniform_(-bound, bound))
+        self.weight = nn.Parameter(
+            torch.empty(out, channels, sum(self.sizes)).uniform_(-bound, bound)
+        )
         self.bias = nn.Parameter(torch.empty(out).uniform_(-bound, bound))
         self.register_buffer('inside', torch.from_numpy(valid(grid)), persistent=False)
         for i, matrix in enumerate(matrices):
             weights = folded(matrix).float()
-            self.register_buffer(f'matrix{i}', weights.to_dense() if dense else weights, persistent=False)
+            self.register_buffer(
+                f'matrix{i}', weights.to_dense() if dense else weights, persistent=False
+            )
 
     def forward(self, *features: Float[Tensor, 'b c t']) -> Float[Tensor, 'b o d t']:
         "The right side of Eq. (1); the bias alone where there is no candidate."
@@ -82,7 +100,7 @@ class Sizes:
         if self.base % self.groups:
             raise InputError('base', self.base, f'give a multiple of groups = {self.groups}')
 
-
+# %% ../../nbs/localize/80_bmn.ipynb #c538b081
 @dataclass(frozen=True)
 class Scores:
     "What a localizer says about videos: probabilities."
@@ -101,7 +119,7 @@ def over_cells(
     conv = nn.Conv1d(channels, out, 3, padding=1, groups=groups)
     return nn.Sequential(conv, nn.ReLU())
 
-
+# %% ../../nbs/localize/80_bmn.ipynb #5bc65d83
 def on_maps(
     sizes: Sequence[int],  # channels: those of the input, then of each hidden layer
     kernels: Sequence[int],  # odd, of each hidden layer
@@ -128,8 +146,12 @@ class BMN(nn.Module):
             raise InputError('channels', channels, f'give a multiple of groups = {sizes.groups}')
         self.grid, self.channels = grid, channels
         base, groups = sizes.base, sizes.groups
-        self.base = nn.Sequential(over_cells(channels, base, groups), over_cells(base, base, groups))
-        edge = lambda: nn.Sequential(over_cells(base, base, groups), nn.Conv1d(base, 1, 1), nn.Sigmoid())
+        self.base = nn.Sequential(
+            over_cells(channels, base, groups), over_cells(base, base, groups)
+        )
+        edge = lambda: nn.Sequential(
+            over_cells(base, base, groups), nn.Conv1d(base, 1, 1), nn.Sigmoid()
+        )
         self.start, self.end = edge(), edge()
         self.proposal = over_cells(base, sizes.proposal)
         matrix = matching_matrix(grid, sizes.bins, sizes.points, sizes.stretch)
@@ -162,7 +184,7 @@ class Targets:
         stack = lambda name: torch.from_numpy(np.stack([getattr(x, name) for x in labels])).float()
         return cls(stack('start'), stack('end'), stack('iou'))
 
-
+# %% ../../nbs/localize/80_bmn.ipynb #9ab0aaf5
 def loss(
     scores: Scores,  # of a batch of videos
     targets: Targets,  # of the same videos
@@ -177,7 +199,8 @@ def loss(
         start=balanced_logistic(scores.start, above(targets.start)),
         end=balanced_logistic(scores.end, above(targets.end)),
         overlap=weights[0] * overlap,
-        confidence=weights[1] * balanced_logistic(scores.maps[:, 1], above(targets.iou, 0.9), inside),
+        confidence=weights[1]
+        * balanced_logistic(scores.maps[:, 1], above(targets.iou, 0.9), inside),
     )
     return sum(terms.values()), terms
 
@@ -197,7 +220,7 @@ class Reading:
 PROPOSALS = Reading()
 DETECTIONS = Reading(boundaries=False, alpha=0.8, low=0.0, high=0.0)
 
-
+# %% ../../nbs/localize/80_bmn.ipynb #bcfee435
 def read_maps(
     grid: TimeGrid,  # over the covered seconds of the video
     start: Float64[np.ndarray, 't'],  # probabilities of the anchors

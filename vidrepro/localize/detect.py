@@ -30,11 +30,18 @@ from torch import Tensor, nn
 from ..core.files import InputError
 from ..core.random import generator
 from ..data.datasets import read_activitynet
-from ..evaluation.detection import ACTIVITYNET, COLUMNS, average_recall, match, segment_iou, summary
 from ..learning.train import part, read_checkpoint, write_checkpoint
 from . import bmn, gtad
 from .bmn import DETECTIONS, PROPOSALS, Reading, Scores, Targets, loss, read_maps
 from .grid import TimeGrid, label, resized, with_classes
+from vidrepro.localize.metrics import (
+    ACTIVITYNET,
+    COLUMNS,
+    average_recall,
+    match,
+    segment_iou,
+    summary,
+)
 
 # %% ../../nbs/localize/83_detect.ipynb #e4b15de1
 @dataclass(frozen=True, eq=False)
@@ -60,7 +67,7 @@ class Example:
         if not 0 < self.duration < float('inf') or not isfinite(self.begin):
             raise InputError(what, f'{self.duration} seconds', 'give the seconds covered')
 
-
+# %% ../../nbs/localize/83_detect.ipynb #75ae503c
 def unlabelled(
     features: Float32[np.ndarray, 'n d'],  # one row for each clip
     duration: float,  # seconds that the rows cover
@@ -70,7 +77,7 @@ def unlabelled(
     "A video whose actions are not known."
     return Example(features, np.zeros((0, 2)), (), duration, name, begin)
 
-
+# %% ../../nbs/localize/83_detect.ipynb #c32d13c3
 def truth_of(
     examples: Sequence[Example],  # videos
 ) -> pd.DataFrame:  # columns video, start, end, label
@@ -108,7 +115,18 @@ class Config:
     class_decay: float = 1e-2  # of the linear classifier of segments
 
     def __post_init__(self):
-        for name in ('base', 'proposal', 'joint', 'last', 'bins', 'groups', 'epochs', 'batch', 'lr', 'clip'):
+        for name in (
+            'base',
+            'proposal',
+            'joint',
+            'last',
+            'bins',
+            'groups',
+            'epochs',
+            'batch',
+            'lr',
+            'clip',
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(f'setting {name}', getattr(self, name), 'give a number above 0')
         if not 0 <= self.drop or min(self.weight_decay, self.class_decay) < 0:
@@ -140,7 +158,9 @@ def network(
             return bmn.BMN(channels, config.grid, sizes)
         if kind == 'gtad':
             paths = max(config.base // 8, 1)  # 32 at the released width
-            return gtad.GTAD(channels, config.grid, gtad.Sizes(**widths, groups=config.groups, paths=paths))
+            return gtad.GTAD(
+                channels, config.grid, gtad.Sizes(**widths, groups=config.groups, paths=paths)
+            )
     raise InputError('kind', kind, f'use one of {tuple(PRESETS)}')
 
 # %% ../../nbs/localize/83_detect.ipynb #8449b427
@@ -233,13 +253,17 @@ def load_detector(
     tensors, about = read_checkpoint(Path(file))
     kind = str(about.get('method', '')).removeprefix('localize.')
     if kind not in PRESETS:
-        raise InputError(f'model {file}', f'method {about.get("method")!r}', 'give a file of localize train')
+        raise InputError(
+            f'model {file}', f'method {about.get("method")!r}', 'give a file of localize train'
+        )
     config = Config(**about['config'])
     net = network(kind, about['channels'], config)
     net.load_state_dict(part(tensors, 'model.'))
     linear = part(tensors, 'classifier.')
     linear = [linear[name].to(device) for name in ('weight', 'bias')]
-    return Detector(kind, config, tuple(about['classes']), net.to(device).eval(), *linear, about['rows'])
+    return Detector(
+        kind, config, tuple(about['classes']), net.to(device).eval(), *linear, about['rows']
+    )
 
 # %% ../../nbs/localize/83_detect.ipynb #c3797a0a
 def batch_features(
@@ -250,7 +274,7 @@ def batch_features(
     columns = [torch.from_numpy(e.features).T[None] for e in examples]
     return torch.cat([resized(x.contiguous(), config.length, config.average) for x in columns])
 
-
+# %% ../../nbs/localize/83_detect.ipynb #a9b18d1c
 def batch_targets(
     examples: Sequence[Example],  # videos
     config: Config,  # axis
@@ -259,7 +283,7 @@ def batch_targets(
     grid = config.grid
     return Targets.of([label(grid.of(e.duration), e.segments - e.begin) for e in examples])
 
-
+# %% ../../nbs/localize/83_detect.ipynb #fa8e9f90
 def same_channels(
     examples: Sequence[Example],  # videos
     channels: int | None = None,  # wanted length of a feature; none: that of the first video
@@ -268,15 +292,23 @@ def same_channels(
     if not examples:
         raise InputError('videos', 'none', 'give at least one')
     names = [e.name for e in examples if e.name]
-    if double := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
+    if (
+        double := sorted({name for name in names if names.count(name) > 1})
+        if len(set(names)) < len(names)
+        else []
+    ):
         raise InputError('videos', f'{double[0]} twice', 'give every video its own name')
     channels = channels or examples[0].features.shape[1]
     for i, e in enumerate(examples):
         if e.features.shape[1] != channels:
-            raise InputError(f'features {e.name or i}', f'{e.features.shape[1]} numbers a row', f'must be {channels}')
+            raise InputError(
+                f'features {e.name or i}',
+                f'{e.features.shape[1]} numbers a row',
+                f'must be {channels}',
+            )
     return channels
 
-
+# %% ../../nbs/localize/83_detect.ipynb #f6ca3ee9
 def learning_rate(
     epoch: int,  # from 0
     config: Config,  # rate, drop
@@ -315,7 +347,9 @@ def train_epoch(
         for name, value in (dict(loss=total) | terms).items():
             sums[name] = sums.get(name, 0.0) + value.item() * len(rows) / len(examples)
     if not isfinite(sums['loss']):
-        raise InputError('lr', config.lr, f'the loss is {sums["loss"]} in epoch {epoch}: try a smaller one')
+        raise InputError(
+            'lr', config.lr, f'the loss is {sums["loss"]} in epoch {epoch}: try a smaller one'
+        )
     return dict(epoch=epoch, lr=rate) | {k: float(f'{v:.6g}') for k, v in sums.items()}
 
 # %% ../../nbs/localize/83_detect.ipynb #81e81231
@@ -342,7 +376,9 @@ def resume(
     tensors, found = read_checkpoint(file, f'localize.{model.kind}')
     about = about | dict(config=asdict(model.config))
     if other := [key for key in about if found.get(key) != about[key]]:
-        raise InputError(f'checkpoint {file}', f'of another {other[0]}', 'name another file or remove it')
+        raise InputError(
+            f'checkpoint {file}', f'of another {other[0]}', 'name another file or remove it'
+        )
     model.network.load_state_dict(part(tensors, 'model.'))
     state: dict[int, dict] = {}
     for key, value in part(tensors, 'optimizer.').items():
@@ -397,7 +433,7 @@ def run(
         out += zip(*(v.cpu().double().numpy() for v in vars(scores).values()))
     return out
 
-
+# %% ../../nbs/localize/83_detect.ipynb #3af532b6
 def class_scores(
     model: Detector,  # with its classifier
     example: Example,  # video
@@ -412,10 +448,12 @@ def table_of(
     rows: list[pd.DataFrame],  # of each video
 ) -> pd.DataFrame:  # columns video, start, end, label, score
     "One table of all videos, also of none."
-    empty = pd.DataFrame({c: pd.Series(dtype=object if c in ('video', 'label') else float) for c in COLUMNS})
+    empty = pd.DataFrame(
+        {c: pd.Series(dtype=object if c in ('video', 'label') else float) for c in COLUMNS}
+    )
     return pd.concat(rows, ignore_index=True) if rows else empty
 
-
+# %% ../../nbs/localize/83_detect.ipynb #c8e2f72a
 def propose(
     model: Detector,  # trained
     examples: Sequence[Example],  # videos
@@ -471,7 +509,7 @@ def score(
         return average_recall(truth, found, thresholds, budget=budget).summary()
     return summary(match(truth, found, thresholds))
 
-
+# %% ../../nbs/localize/83_detect.ipynb #8c333e20
 def evaluate(
     model: Detector,  # trained
     examples: Sequence[Example],  # annotated videos
@@ -494,12 +532,19 @@ def _draw_bars(
         ax.barh(0, row.end - row.start, 0.8, row.start, color=color[row.label], edgecolor='black')
     top = max(best['score'].max() if len(best) else 1.0, 1e-12)
     for k, row in enumerate(best.itertuples(), 1):
-        ax.barh(k, row.end - row.start, 0.7, row.start, color=color[row.label], alpha=0.15 + 0.85 * row.score / top)
+        ax.barh(
+            k,
+            row.end - row.start,
+            0.7,
+            row.start,
+            color=color[row.label],
+            alpha=0.15 + 0.85 * row.score / top,
+        )
         ax.text(row.end, k, f' {row.score:.2f}', va='center', fontsize=6)
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in color.values()]
     ax.legend(handles, color, fontsize=6, loc='upper left', bbox_to_anchor=(1.0, 1.0))
 
-
+# %% ../../nbs/localize/83_detect.ipynb #9f3ac9ef
 def boundary_curves(
     model: Detector,  # trained
     example: Example,  # video
@@ -525,8 +570,19 @@ def timeline(
     known = truth if truth is not None else detections[:0]
     words = sorted({*known['label'], *best['label']})
     color = {word: plt.get_cmap('tab10')(i % 10) for i, word in enumerate(words)}
-    heights = ([0.7] if frames is not None else []) + ([1.0] if curves else []) + [0.25 * (len(best) + 2)]
-    fig, axes = plt.subplots(len(heights), 1, figsize=(6, 0.7 + sum(heights)), dpi=80, sharex=True, height_ratios=heights, squeeze=False, layout='constrained')
+    heights = (
+        ([0.7] if frames is not None else []) + ([1.0] if curves else []) + [0.25 * (len(best) + 2)]
+    )
+    fig, axes = plt.subplots(
+        len(heights),
+        1,
+        figsize=(6, 0.7 + sum(heights)),
+        dpi=80,
+        sharex=True,
+        height_ratios=heights,
+        squeeze=False,
+        layout='constrained',
+    )
     panels = list(axes[:, 0])
     if frames is not None:
         ax, wide = panels.pop(0), duration / len(frames)
@@ -541,7 +597,11 @@ def timeline(
     ax = panels[0]
     _draw_bars(ax, known, best, color)
     ax.set(xlim=(0, duration), ylim=(len(best) + 0.6, -0.7), xlabel='seconds')
-    ax.set_yticks([0, *range(1, len(best) + 1)], ['truth' if truth is not None else '', *map(str, range(1, len(best) + 1))], fontsize=6)
+    ax.set_yticks(
+        [0, *range(1, len(best) + 1)],
+        ['truth' if truth is not None else '', *map(str, range(1, len(best) + 1))],
+        fontsize=6,
+    )
     axes[0, 0].set_title(title, fontsize=9)
     return fig
 
@@ -558,7 +618,11 @@ def read_features(
         reason = 'no such file' if not file.exists() else type(error).__name__
         raise InputError(f'features {file}', reason, 'extract them again') from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != 'f':
-        shape = f'{array.dtype} of shape {array.shape}' if isinstance(array, np.ndarray) else 'an archive'
+        shape = (
+            f'{array.dtype} of shape {array.shape}'
+            if isinstance(array, np.ndarray)
+            else 'an archive'
+        )
         raise InputError(f'features {file}', shape, 'give floating-point rows, clips x numbers')
     begin, beside = 0.0, file.with_suffix('.json')
     if beside.is_file():
@@ -568,21 +632,28 @@ def read_features(
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f'features {beside}', repr(error), 'extract them again') from None
     if step is None or not step > 0:
-        raise InputError(f'features {file}', f'step {step}', 'say how many seconds lie between rows; TSP: 16/15')
+        raise InputError(
+            f'features {file}', f'step {step}', 'say how many seconds lie between rows; TSP: 16/15'
+        )
     try:
         return unlabelled(array.astype(np.float32), len(array) * step, file.stem, begin)
     except InputError as error:
         raise InputError(f'features {file}', error.value, error.remedy) from None
 
-
+# %% ../../nbs/localize/83_detect.ipynb #3b92f9d2
 def find_features(
     folder: str | Path,  # of NAME.npy, in folders below it or not
 ) -> dict[str, Path]:  # name -> file, sorted
     "Feature files by the name of their video, without `v_`."
     found: dict[str, Path] = {}
     for file in sorted(Path(folder).rglob('*.npy')):
-        if not file.name.startswith('.') and found.setdefault(file.stem.removeprefix('v_'), file) != file:
-            raise InputError(f'folder {folder}', f'{file.stem} twice', 'keep one file for each video')
+        if (
+            not file.name.startswith('.')
+            and found.setdefault(file.stem.removeprefix('v_'), file) != file
+        ):
+            raise InputError(
+                f'folder {folder}', f'{file.stem} twice', 'keep one file for each video'
+            )
     if not found:
         raise InputError(f'folder {folder}', 'no .npy', 'give a folder of features')
     return found
@@ -605,7 +676,7 @@ def read_named(
             raise InputError(f'folder {folder}', given, 'extract them, or skip missing videos')
     return {n: replace(read_features(files[n], step), name=n) for n in names if n in files}
 
-
+# %% ../../nbs/localize/83_detect.ipynb #249ba455
 def read_examples(
     folder: str | Path,  # of features
     annotations: str | Path | None = None,  # ActivityNet's JSON; none: all files, without actions
@@ -621,7 +692,9 @@ def read_examples(
     table = table[table['subset'] == subset]
     if table.empty:
         raise InputError(f'subset of {annotations}', subset, f'use one of {", ".join(subsets)}')
-    videos = {str(name).removeprefix('v_'): rows for name, rows in table.groupby('video', sort=False)}
+    videos = {
+        str(name).removeprefix('v_'): rows for name, rows in table.groupby('video', sort=False)
+    }
     out = []
     for name, example in read_named(folder, list(videos), step, missing).items():
         rows = videos[name][videos[name]['label'] != '']
@@ -643,15 +716,23 @@ def read_video_scores(
     except FileNotFoundError:
         raise InputError('class scores', file, 'give a file that exists') from None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f'class scores {file}', repr(error), 'needs {"class": [...], "results": {video: [...]}}') from None
+        raise InputError(
+            f'class scores {file}', repr(error), 'needs {"class": [...], "results": {video: [...]}}'
+        ) from None
     if lost := [word for word in classes if word not in names]:
         given = f'{len(names)} classes, without {", ".join(map(repr, lost[:3]))}'
-        raise InputError(f'class scores {file}', given, f'needs the {len(classes)} classes of the model')
+        raise InputError(
+            f'class scores {file}', given, f'needs the {len(classes)} classes of the model'
+        )
     if lost := [v for v in videos if v not in scores]:
-        raise InputError(f'class scores {file}', f'no scores of {len(lost)} videos: {lost[0]}', 'add them')
+        raise InputError(
+            f'class scores {file}', f'no scores of {len(lost)} videos: {lost[0]}', 'add them'
+        )
     for video, row in scores.items():
         if row.shape != (len(names),) or not np.isfinite(row).all() or (row < 0).any():
             given = f'{row.shape} numbers of video {video}'
-            raise InputError(f'class scores {file}', given, f'needs {len(names)} numbers, 0 or more, for each')
+            raise InputError(
+                f'class scores {file}', given, f'needs {len(names)} numbers, 0 or more, for each'
+            )
     order = [names.index(word) for word in classes]
     return {video: row[order] for video, row in scores.items()}

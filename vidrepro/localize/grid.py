@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ..core.files import InputError
-from ..evaluation.detection import segment_iou
+from .metrics import segment_iou
 
 # %% ../../nbs/localize/79_grid.ipynb #7a8a6889
 # name: (where anchor i begins, where it ends, line of a segment that ends at index j, minus j)
@@ -84,7 +84,7 @@ def candidates(
     d, s = np.nonzero(valid(grid))
     return np.stack([s, s + d + 1], 1)
 
-
+# %% ../../nbs/localize/79_grid.ipynb #aba8afde
 def to_map(
     values: Float[Tensor, '*b k'],  # one for each candidate
     inside: Bool[Tensor, 'd t'],  # where the candidates are: `valid`, on the same device
@@ -101,7 +101,7 @@ def anchors(
     low, high, _ = CONVENTIONS[grid.convention]
     return np.arange(grid.length, dtype=float)[:, None] + np.array([low, high])
 
-
+# %% ../../nbs/localize/79_grid.ipynb #61aaecfd
 def boundary_scores(
     grid: TimeGrid,  # its convention decides
     boundaries: Float64[np.ndarray, 'm'],  # starts of the actions, or ends; lines
@@ -112,7 +112,7 @@ def boundary_scores(
     shared = np.minimum(high, box + 1.5) - np.maximum(low, box - 1.5)
     return (shared.clip(0) / (high - low)).max(0, initial=0.0)
 
-
+# %% ../../nbs/localize/79_grid.ipynb #6af34878
 def above(
     scores: Float[np.ndarray, '*t'] | Float[Tensor, '*t'],  # of anchors or of candidates
     threshold: float = 0.5,  # 0 to 1
@@ -129,7 +129,7 @@ class Labels:
     end: Float64[np.ndarray, 't']  # score of each anchor as an end, Eq. (3)
     iou: Float64[np.ndarray, 'd t']  # best overlap of each candidate, Eq. (4)
 
-
+# %% ../../nbs/localize/79_grid.ipynb #0c435703
 def label(
     grid: TimeGrid,  # over the covered seconds of the video
     actions: Float64[np.ndarray, 'm 2'],  # start and end of each, seconds
@@ -172,7 +172,7 @@ def interpolate(
     number = np.tile(np.arange(len(positions)), 2)
     return number[kept], index[kept], weight[kept]
 
-
+# %% ../../nbs/localize/79_grid.ipynb #017e1e0b
 def sampling_matrix(
     positions: Float64[np.ndarray, 'p'],  # on the feature axis
     rows: Int64[np.ndarray, '2 p'],  # candidate and bin that each position belongs to
@@ -187,7 +187,9 @@ def sampling_matrix(
     values = np.bincount(back, weight * weights[number], len(entries))
     indices = torch.from_numpy(np.stack(np.unravel_index(entries[values != 0], shape)))
     values = torch.from_numpy(values[values != 0])
-    return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        indices, values, shape, is_coalesced=True, check_invariants=False
+    )
 
 # %% ../../nbs/localize/79_grid.ipynb #aa5f1639
 STRETCHES = {'features': (0, 0), 'lines': (1, 0), 'jj': (1, 1)}  # added to the end, to the length
@@ -205,7 +207,7 @@ def stretches(
     margin = 0.5 * (stop - first + longer)
     return np.stack([first - margin, stop - 1 + beyond + margin], 1)
 
-
+# %% ../../nbs/localize/79_grid.ipynb #4c870718
 def matching_matrix(
     grid: TimeGrid,  # cells of the axis
     bins: int = 32,  # numbers that describe a candidate, N
@@ -249,7 +251,7 @@ def folded(
         indices, matrix.values(), shape, is_coalesced=True, check_invariants=False
     )
 
-
+# %% ../../nbs/localize/79_grid.ipynb #df80e72c
 def sample(
     features: Float[Tensor, 'b c t'],  # of each cell
     matrix: Float[Tensor, 'k r t'],  # sparse or dense, of the same type and device
@@ -258,7 +260,7 @@ def sample(
     dense = matrix.to_dense() if matrix.is_sparse else matrix
     return torch.einsum('bct,krt->bckr', features, dense)
 
-
+# %% ../../nbs/localize/79_grid.ipynb #7d47c215
 def sample_conv(
     features: Float[Tensor, 'b c t'],  # of each cell
     weight: Float[Tensor, 'o c r'],  # of the convolution over channels and bins
@@ -353,7 +355,7 @@ def pairs(
     kept = (e > s) & (e - s <= grid.depth)
     return np.stack([s, e], 1)[kept]
 
-
+# %% ../../nbs/localize/79_grid.ipynb #808cfe5c
 def rate(
     grid: TimeGrid,  # its convention says which line an end score speaks for
     lines: Int64[np.ndarray, 'm 2'],  # first and last line of each candidate, from `pairs`
@@ -383,7 +385,9 @@ def soft_nms(
     start, end = segments.T
     width = end - start
     if low != high and width.max(initial=0.0) > axis * (1 + 1e-9):
-        raise InputError('axis', axis, f'segments reach a width of {width.max():g}: give its length')
+        raise InputError(
+            'axis', axis, f'segments reach a width of {width.max():g}: give its length'
+        )
     if not alpha > 0:
         raise InputError('alpha', alpha, 'give a number above 0')
     left, order, kept = scores.copy(), [], []
@@ -415,7 +419,7 @@ def vote(
     total = weight.sum(1, keepdims=True)
     return np.where(total > 0, weight @ segments / np.where(total > 0, total, 1.0), kept)
 
-
+# %% ../../nbs/localize/79_grid.ipynb #75c929e6
 def with_classes(
     segments: Float64[np.ndarray, 'j 2'],  # proposals
     scores: Float64[np.ndarray, 'j'],  # of the proposals

@@ -32,7 +32,7 @@ def neighbours(
     itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
     return distance.masked_fill(itself, -torch.inf).topk(count, largest=False).indices
 
-
+# %% ../../nbs/localize/81_gtad.ipynb #f659775f
 def gathered(
     x: Float[Tensor, 'b c t'],  # features of the nodes
     at: Int64[Tensor, 'b t j'],  # from `neighbours`
@@ -81,7 +81,9 @@ class GCNeXt(nn.Module):
             edges = self.edge(torch.cat([gathered(x, near), centre], 1))
         else:
             theirs, ours = self.edge.weight[..., 0].chunk(2, 1)
-            edges = gathered(F.conv1d(x, theirs), near) + F.conv1d(x, ours, self.edge.bias)[..., None]
+            edges = (
+                gathered(F.conv1d(x, theirs), near) + F.conv1d(x, ours, self.edge.bias)[..., None]
+            )
         return F.relu(self.time(x) + x + self.rest(edges).amax(3))
 
 # %% ../../nbs/localize/81_gtad.ipynb #00aa1055

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..data.sampling import random_clips
+from ..clips.sampling import random_clips
 from ..learning.train import Recipe
 from ..learning.views import augment
 from ..models.backbones import backbone
@@ -29,7 +29,17 @@ class Config(Recipe):
 
 PRESETS = {
     'tiny': Config(),
-    'gpu': Config(videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128, steps=3000, warmup=200, precision='bf16'),
+    'gpu': Config(
+        videos=20_000,
+        frames=16,
+        size=112,
+        length=256,
+        backbone='r3d_18',
+        batch=128,
+        steps=3000,
+        warmup=200,
+        precision='bf16',
+    ),
     'real': Config(data='weizmann', classes=10, size=64, batch=24, steps=400, stride=2, flip=0.5),
 }
 
@@ -68,7 +78,7 @@ def build(
     torch.manual_seed(cfg.seed)
     return Classifier(cfg)
 
-
+# %% ../../nbs/papers/39_supervised.ipynb #407626f3
 def sample(
     lengths: Int[Tensor, "b"],  # frames of each video
     generator: torch.Generator,  # the only source of randomness
@@ -77,16 +87,19 @@ def sample(
     "One random clip of every video."
     return Drawn(random_clips(lengths, cfg.frames, cfg.stride, 1, generator))
 
-
+# %% ../../nbs/papers/39_supervised.ipynb #306a5c95
 def views(
     batch: dict,  # `clips`, `labels`
     generator: torch.Generator,  # the only source of randomness
     cfg: Config,  # settings
 ) -> Views:  # what the loss looks at
     "Augmented clips beside their labels."
-    return Views(rearrange(augment(batch['clips'], generator, cfg), 'b 1 c t h w -> b c t h w'), batch['labels'])
+    return Views(
+        rearrange(augment(batch['clips'], generator, cfg), 'b 1 c t h w -> b c t h w'),
+        batch['labels'],
+    )
 
-
+# %% ../../nbs/papers/39_supervised.ipynb #7f75bbb7
 def loss(
     model: nn.Module,  # a `Classifier`
     views: Views,  # from `views`

@@ -16,8 +16,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..clips.sampling import TecTuples, tec_tuples
 from ..core.files import InputError
-from ..data.sampling import TecTuples, tec_tuples
 from ..learning.distributed import gather, my_rows
 from ..learning.losses import contrast
 from ..learning.train import Recipe, apply, require_choices
@@ -141,7 +141,7 @@ class Views:
     length: Int[Tensor, "b"]  # unit of the regressed shift: the longest clip, frames
     drawn: TecTuples  # labels of the temporal transformation
 
-
+# %% ../../nbs/papers/40_tec.ipynb #319d3158
 def views(
     batch: dict,  # `clips` (b n c t h w, bytes), `drawn`, `index`
     generator: torch.Generator,  # the only source of randomness
@@ -171,7 +171,7 @@ def identify(
     _, number = relative.flatten(0, 1).unique(dim=0, return_inverse=True)
     return partner, number.view(-1, 2)[my_rows(b, number.device)]
 
-
+# %% ../../nbs/papers/40_tec.ipynb #ceef539c
 def equivariance_loss(
     psi: Float[Tensor, "b 2 k"],  # transformation vectors of (p, q) and (q, p)
     drawn: TecTuples,  # labels of the batch
@@ -228,23 +228,55 @@ def loss(
 # %% ../../nbs/papers/40_tec.ipynb #bd2ebab5
 PRESETS = {
     'tiny': Config(),
-    'gpu': Config(videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
-                  steps=3000, lr=1e-3, warmup=200, precision='bf16', hidden=1024),
-    'real': Config(data='weizmann', frames=8, stride=2, size=64, speeds=(1, 2, 4), batch=24,
-                   steps=400, flip=0.5),
-    'paper': Config(data='ucf101', frames=16, size=112, backbone='r3d_18', batch=64, steps=30_000,
-                    lr=3e-4, warmup=1000, weight_decay=1e-4, precision='bf16', workers=8,
-                    hidden=1024, flip=0.5, hue=0.1),
+    'gpu': Config(
+        videos=20_000,
+        frames=16,
+        size=112,
+        length=256,
+        backbone='r3d_18',
+        batch=128,
+        steps=3000,
+        lr=1e-3,
+        warmup=200,
+        precision='bf16',
+        hidden=1024,
+    ),
+    'real': Config(
+        data='weizmann',
+        frames=8,
+        stride=2,
+        size=64,
+        speeds=(1, 2, 4),
+        batch=24,
+        steps=400,
+        flip=0.5,
+    ),
+    'paper': Config(
+        data='ucf101',
+        frames=16,
+        size=112,
+        backbone='r3d_18',
+        batch=64,
+        steps=30_000,
+        lr=3e-4,
+        warmup=1000,
+        weight_decay=1e-4,
+        precision='bf16',
+        workers=8,
+        hidden=1024,
+        flip=0.5,
+        hue=0.1,
+    ),
 }
 
 # %% ../../nbs/papers/40_tec.ipynb #f2b60735
 TWIN = dict(temporal='invariant', spatial='invariant')
 NO_PRETEXT = dict(speed=0, direction=0, order=0)
 ABLATION = {
-    'full': {},                                                   # (d) time equivariant, space invariant
-    'instance': TWIN,                                             # (a) both invariant
-    'space': dict(temporal='invariant', spatial='equivariant'),   # (b)
-    'both': dict(spatial='equivariant'),                          # (c)
+    'full': {},  # (d) time equivariant, space invariant
+    'instance': TWIN,  # (a) both invariant
+    'space': dict(temporal='invariant', spatial='equivariant'),  # (b)
+    'both': dict(spatial='equivariant'),  # (c)
     'no-stop': dict(stop_gradient=False),
     'no-pretext': NO_PRETEXT,
     'no-equi': dict(equi=0),
