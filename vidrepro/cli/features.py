@@ -22,7 +22,8 @@ from ..core.files import InputError
 from ..experiments.tables import Run, encoder, pick_method
 from ..features import formats
 from ..features.extract import TRANSFORMS, Report, Settings, extract, is_done, plan, written
-from ..learning.train import Recipe, read_checkpoint
+from ..learning.recipe import Recipe
+from ..learning.train import read_checkpoint
 from ..models.backbones import BACKBONES, backbone
 from ..models.checkpoints import load_encoder
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..clips.sampling import random_clips
-from ..learning.train import Recipe
+from ..learning.recipe import Recipe
 from ..learning.views import augment
 from ..models.backbones import backbone
 

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ..clips.sampling import TecTuples, tec_tuples
 from ..core.files import InputError
+from ..core.settings import require_choices
 from ..learning.distributed import gather, my_rows
 from ..learning.losses import contrast
-from ..learning.train import Recipe, apply, require_choices
+from ..learning.recipe import Recipe
+from ..learning.train import apply
 from ..learning.views import augment
 from ..models.backbones import backbone
 from ..models.heads import mlp
