@@ -55,7 +55,8 @@ from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.digits.untrimmed import Script, UntrimmedDigits
 from vidrepro.experiments import captioning as experiment
 from vidrepro.experiments.localization import Task, painted
-from vidrepro.experiments.tables import Run, missing
+from vidrepro.runs.run import Run
+from vidrepro.runs.pool import missing
 from vidrepro.localize.detect import Example
 from vidrepro.papers import tsp
 

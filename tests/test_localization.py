@@ -28,7 +28,9 @@ from vidrepro.experiments.localization import (
     standardised,
     trained_encoder,
 )
-from vidrepro.experiments.tables import Run, learner, missing
+from vidrepro.runs.run import Run
+from vidrepro.runs.execute import learner
+from vidrepro.runs.pool import missing
 from vidrepro.localize.metrics import COLUMNS, match, summary
 from vidrepro.papers import tec, tsp
 

@@ -16,7 +16,11 @@ from vidrepro.core.files import InputError
 from vidrepro.core.results import list_runs, load_run
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
 from vidrepro.experiments import tables as suites
-from vidrepro.experiments.tables import Run, encoder, execute, grid, missing, pick_preset, run_suite
+from vidrepro.runs.run import Run
+from vidrepro.runs.execute import execute
+from vidrepro.runs.pool import missing, run_suite
+from vidrepro.runs.methods import pick_preset
+from vidrepro.experiments.tables import encoder, grid
 from vidrepro.learning.train import read_checkpoint
 from vidrepro.papers import supervised, tec
 
