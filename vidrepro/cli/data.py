@@ -15,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from .options import group
 from ..core.files import InputError
 from ..data import scan as scanning
 from ..data import shards as sharding

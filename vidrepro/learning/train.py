@@ -173,7 +173,7 @@ def deferred_stop() -> Iterator[threading.Event]:  # set as soon as somebody ask
 
 # %% ../../nbs/learning/29_train.ipynb #e9bc761d
 def views_ahead(
-    learn: 'Learner',  # whose batches to make views of
+    learn: Any,  # a `Learner`, whose batches to make views of
 ) -> Iterator[Any]:  # views, from the current step on
     "Views of every batch that is still to come."
     todo = range(learn.step * learn.accumulate, learn.steps * learn.accumulate)
