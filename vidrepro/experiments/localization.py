@@ -51,7 +51,7 @@ from vidrepro.localize.metrics import (
 )
 from ..papers import tsp
 from ..papers.tsp_scores import score_backbone
-from ..runs.execute import train
+from ..runs import execute
 from ..runs.pool import missing
 from ..runs.run import Run
 
@@ -91,7 +91,8 @@ def trained_encoder(
     device: str | None = None,  # to train it on, should it not be finished
 ) -> nn.Module:  # clips to features, in evaluation mode
     "The encoder of a run, which is trained first if it was not finished."
-    return train(run, Path(folder) / run.name, device, quiet=True, beside=folder).encoder()
+    home = Path(folder) / run.name
+    return execute.train(run, home, device, quiet=True, beside=folder).encoder()
 
 # %% ../../nbs/experiments/88_localization.ipynb #28703d48
 def clip_of(

@@ -63,12 +63,15 @@ def _labels(
 # %% ../../nbs/papers/70_tsp_tables.ipynb #2a7b33af
 def _spans(
     table: pd.DataFrame,  # columns of TSP's ground truth
-) -> pd.DataFrame:  # first frame and number of frames of each segment
-    "The frames that start inside each segment, within its video."
+    rate: float = 0.0,  # samples a second; 0: the stored frames
+) -> pd.DataFrame:  # first sample and number of samples of each segment
+    "The samples that start inside each segment, within its video."
     start = table['t-start'].clip(0)
     end = table[['t-end', 'video-duration']].min(axis=1)
-    frames = table['video-frames'].astype(int)
-    spans = [segment_span(*row) for row in zip(start, end, table['fps'], frames)]
+    fps, frames = table['fps'], table['video-frames'].astype(int)
+    if rate:  # as many as the released code counts
+        fps, frames = fps * 0 + rate, (table['video-duration'] * rate).astype(int)
+    spans = [segment_span(*row) for row in zip(start, end, fps, frames)]
     return pd.DataFrame(spans, columns=['first', 'frames'])
 
 # %% ../../nbs/papers/70_tsp_tables.ipynb #24806ab7
@@ -81,7 +84,7 @@ def read_segments(
     "Segments of videos on disk, from the tables that TSP released, `prepare` or `compose` wrote."
     root = Path(root)
     file = _only(root, f'*{subset}_tsp_groundtruth.csv')
-    table = check_segments(read_tsp_csv(file), file, clip.span)
+    table = check_segments(read_tsp_csv(file), file, clip)
     classes = json.loads(_only(root, '*action_label_mapping.json').read_text(encoding='utf-8'))
     names = table['filename'].drop_duplicates().tolist()
     files = VideoFiles(root / subset, bad_policy(bad))
@@ -89,7 +92,7 @@ def read_segments(
         video_table(names, [-1] * len(names)), tuple(classes), files, file.stem, clip=clip
     )
     there = {path: k for k, path in enumerate(source.items.path)}
-    rows = _spans(table).assign(
+    rows = _spans(table, clip.rate).assign(
         video=table['filename'].map(there).to_numpy(),
         label=_labels(table, classes, file).to_numpy(),
     )
@@ -100,7 +103,7 @@ def read_segments(
 def check_segments(
     table: pd.DataFrame,  # columns of TSP's ground truth
     file: str | Path,  # where it comes from, for the message
-    span: int,  # source frames of a clip
+    clip: Clip,  # what an encoder is shown
 ) -> pd.DataFrame:  # the same
     "Refuse a table whose durations or segments cannot be meant."
     lasts = table['video-frames'] / table['fps']
@@ -112,8 +115,8 @@ def check_segments(
         raise InputError(place, row['video-duration'], remedy)
     length = table[['t-end', 'video-duration']].min(axis=1) - table['t-start'].clip(0)
     action = table['temporal-region-label'] == 'Action'
-    if not action.any() or not (length * table['fps'] >= span)[action].any():
-        given = f'{action.sum()} actions, none as long as a clip of {span} frames'
+    if not action.any() or not (length * (clip.rate or table['fps']) >= clip.span)[action].any():
+        given = f'{action.sum()} actions, none as long as a clip of {clip.span} frames'
         remedy = 'keep the frames of a clip and halve its stride, or check t-start and t-end'
         raise InputError(file, given, remedy)
     return table
