@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +360,9 @@ def score(
 ) -> list[Score]:  # whatever the data can tell, and what the paper asks
     "All scores that paper and data allow."
     paper = pick_method(method)
-    own, videos_of = hook(paper, 'scores', lambda *_: []), hook(paper, 'videos', videos)
+    apart = f'{paper.__name__}_scores'  # a page of its own, where a paper has one
+    own = hook(import_module(apart) if find_spec(apart) else paper, 'scores', lambda *_: [])
+    videos_of = hook(paper, 'videos', videos)
     usual = score_digits if cfg.data == 'moving-digits' else score_videos
     return (usual(model.backbone, cfg) if videos_of is videos else []) + own(
         model, cfg, partial(videos_of, cfg)
