@@ -27,7 +27,7 @@ from ..captions import captioner as captioning
 from .data import group
 from .features import Backbone, RunPath, Weights, pick_encoder
 from ..core.files import InputError, atomic
-from ..data.datasets import read_activitynet
+from ..data.annotations import read_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.train import parse

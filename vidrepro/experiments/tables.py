@@ -158,23 +158,16 @@ def videos(
     where = Path(cfg.data)
     if where.is_dir() or where.is_file():
         source = (
-            from_folder(where, size=size, bad=cfg.bad)
+            from_folder(where, size=size, bad=cfg.bad, splits=True)
             if where.is_dir()
-            else from_list(where, cfg.root or None, size=size, bad=cfg.bad)
+            else from_list(where, cfg.root or None, size=size, bad=cfg.bad, splits=True)
         )
-        fourth = (
-            source.table.groupby('label').cumcount() % 4 == 3
-        )  # every fourth video of a class is for the test
-        source = dataclasses.replace(
-            source, table=source.table.assign(split=fourth.map({True: 'test', False: 'train'}))
-        )
-        if not fourth.any():
-            raise InputError(
-                'data',
-                f'{where}: no class has 4 videos',
-                'a test needs every fourth video of a class',
-            )
-        return long_enough(source.in_split('test' if part == 'test' else 'train'), cfg)
+        names = set(source.table.split)
+        held = 'test' if 'test' in names else 'val'  # as `train` and `val` folders have it
+        if not {held, 'train'} <= names:
+            remedy = 'give two videos a class, or a split of your own with train and test'
+            raise InputError('data', f'{where}: only {", ".join(sorted(names))}', remedy)
+        return long_enough(source.in_split(held if part == 'test' else 'train'), cfg)
     if os.sep in cfg.data:
         raise InputError('setting data', repr(cfg.data), 'no such folder or file')
     if not cfg.root:
