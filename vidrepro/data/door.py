@@ -7,7 +7,7 @@ __all__ = ['ENDINGS', 'SYSTEM', 'SPLITS', 'ITEMS', 'MANIFEST', 'MARKS', 'HEADER'
            'name_trouble', 'is_video', 'companions', 'Walk', 'sort_entries', 'enter_folder', 'follow_link',
            'walk_folder', 'split_of', 'from_folders', 'decode', 'split_path', 'split_fields', 'header_of', 'list_rows',
            'parse_list', 'find_file', 'content_hash', 'name_groups', 'score', 'recordings', 'Found', 'remarks_on',
-           'some', 'shorten', 'tell', 'count', 'read_list', 'find', 'repair', 'assign_splits', 'fingerprint',
+           'many', 'some', 'shorten', 'tell', 'count', 'read_list', 'find', 'repair', 'assign_splits', 'fingerprint',
            'trained_on', 'write_manifest', 'read_manifest']
 
 # %% ../../nbs/data/08_door.ipynb #60908c92
@@ -486,25 +486,35 @@ def remarks_on(
     "What a person would want to know of a manifest."
     known, labelled = manifest[manifest.hash != ''], manifest[manifest.label != '']
     lost = manifest[manifest.hash == '']
-    notes = [f'{len(lost)} files absent, empty or not readable, {some(lost.path)}'] * (
-        len(lost) > 0
-    )
+    notes = [f'{many(len(lost), "file")} absent, empty or not readable, {some(lost.path)}']
+    notes = notes if len(lost) else []
     words = dict(path='under several names', label='with several labels', split='in several splits')
     for column, word in words.items():
         several = known.groupby('hash', sort=False)[column].unique()
         several = [list(values) for values in several if len(values) > 1]
         if several:
-            notes.append(f'{len(several)} contents {word}, {some(several[0], 2)}')
+            notes.append(f'{many(len(several), "content")} {word}, {some(several[0])}')
     if len(labelled) < len(manifest) and len(labelled):
         notes.append(f'{len(manifest) - len(labelled)} of {len(manifest)} without a label')
     videos = labelled.assign(unit=recordings(labelled)).groupby('label').unit.nunique()
     if len(single := videos[videos == 1]):
-        notes.append(f'{len(single)} classes with one video or recording, {some(single.index)}')
+        notes.append(
+            f'{many(len(single), "class")} with one video or recording, {some(single.index)}'
+        )
     if len(videos) == 1:
         notes.append(f'one class only, {videos.index[0]}: is this the right folder?')
     return [plain(note) for note in notes]
 
-# %% ../../nbs/data/08_door.ipynb #492bf4f7
+# %% ../../nbs/data/08_door.ipynb #0c94ff09
+def many(
+    number: int,  # of things
+    word: str,  # for one of them
+) -> str:  # in a note
+    "A number and its word."
+    ending = '' if number == 1 else 'es' if word.endswith('s') else 's'
+    return f'{number} {word}{ending}'
+
+
 def some(
     names: list[str] | pd.Series | pd.Index,  # at least one
     most: int = 2,  # to be shown
@@ -541,10 +551,10 @@ def count(
     manifest: pd.DataFrame,  # columns `MANIFEST`
 ) -> str:  # of videos, classes, recordings, splits, bytes
     "A manifest in numbers."
-    words = [f'{manifest.path.nunique()} videos, {manifest["size"].sum() / 1e6:.3g} MB']
-    for column, kind in dict(label='classes', group='recordings').items():
+    words = [many(manifest.path.nunique(), 'video'), f'{manifest["size"].sum() / 1e6:.3g} MB']
+    for column, kind in dict(label='class', group='recording').items():
         number = manifest[column][manifest[column] != ''].nunique()
-        words += [f'{number} {kind}'] if number else []
+        words += [many(number, kind)] if number else []
     splits = Counter(manifest.split[manifest.split != ''])
     return ', '.join([*words, *(f'{split} {number}' for split, number in sorted(splits.items()))])
 
