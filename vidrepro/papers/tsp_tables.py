@@ -19,6 +19,7 @@ from ..clips.contract import Clip
 from ..core.files import InputError, atomic
 from ..data.annotations import METADATA, read_activitynet, read_tsp_csv, write_tsp_csv
 from ..data.datasets import VideoDataset, VideoFiles, bad_policy, segment_span, video_table
+from ..data.door import walk_folder
 from ..data.video import probe as probe_video
 from ..digits.untrimmed import ACTIVITYNET_SHORTEST, Segments, add_background
 
