@@ -159,39 +159,33 @@ class Batches(Dataset):
     "Batch `k` of a source: raw clips and the labels of how they were sampled."
 
     def __init__(
-        self, source: Any, sample: Callable, size: int, seed: int = 0, rank: int = 0, ranks: int = 1
+        self,
+        source: Any,  # videos
+        sample: Callable,  # lengths, generator -> which frames
+        size: int,  # videos of a batch, over all processes
+        seed: int = 0,  # of the run
+        rank: int = 0,  # number of this process
+        ranks: int = 1,  # of so many
+        extras: Callable | None = None,  # source, index, drawn -> more entries of the batch
     ):
         if size > len(source):
-            raise InputError(
-                'batch', size, f'the data hold {len(source)} videos: use a smaller batch'
-            )
+            given = f'the data hold {len(source)} videos: use a smaller batch'
+            raise InputError('batch', size, given)
         if size % (2 * ranks):
-            raise InputError(
-                'batch',
-                size,
-                f'must be a multiple of {2 * ranks}: pairs of videos on {ranks} processes',
-            )
-        self.source, self.sample, self.size, self.seed, self.rank, self.ranks = (
-            source,
-            sample,
-            size,
-            seed,
-            rank,
-            ranks,
-        )
+            remedy = f'must be a multiple of {2 * ranks}: pairs of videos on {ranks} processes'
+            raise InputError('batch', size, remedy)
+        self.source, self.sample, self.size, self.seed = source, sample, size, seed
+        self.rank, self.ranks, self.extras = rank, ranks, extras
 
     def __getitem__(self, k: int) -> dict:
         e, i = divmod(k, len(self.source) // self.size)
         index = epoch_order(len(self.source), self.seed, e)[i * self.size : (i + 1) * self.size]
         drawn = self.sample(self.source.lengths[index], generator(self.seed, 'sample', k))
         mine = slice(self.rank * self.size // self.ranks, (self.rank + 1) * self.size // self.ranks)
-        drawn = apply(drawn, lambda v: v[mine])
-        return dict(
-            clips=self.source.clips(index[mine], drawn.frames),
-            drawn=drawn,
-            index=index[mine],
-            labels=self.source.labels[index[mine]],
-        )
+        drawn, index = apply(drawn, lambda v: v[mine]), index[mine]
+        clips, labels = self.source.clips(index, drawn.frames), self.source.labels[index]
+        more = self.extras(self.source, index, drawn) if self.extras else {}
+        return dict(clips=clips, drawn=drawn, index=index, labels=labels, **more)
 
 # %% ../../nbs/learning/29_train.ipynb #3cdf4a2e
 def prefetch(
@@ -434,26 +428,29 @@ class Schedule(Callback):
 
 # %% ../../nbs/learning/29_train.ipynb #2dc50208
 class EMA(Callback):
-    "A slow copy of the weights, Eq. (3); buffers are copied as they are."
+    "Parts of the model that slowly follow others after each step, Eq. (3)."
 
     order = 10
 
-    def __init__(self, model: nn.Module, momentum: float = 0.99):
-        self.model, self.momentum = model.requires_grad_(False), momentum
+    def __init__(
+        self,
+        pairs: dict[str, str],  # name of the slow part -> name of the part that it follows
+        momentum: float = 0.99,  # how slowly, 0 (a copy) to 1 (never)
+        buffers: bool = True,  # copy those; or leave the slow part its own
+    ):
+        self.pairs, self.momentum, self.buffers = pairs, momentum, buffers
 
     @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        for pair in self.pairs.items():
+            slow, fast = map(model.get_submodule, pair)
+            for s, f in zip(slow.parameters(), fast.parameters(), strict=True):
+                s.lerp_(f, 1 - self.momentum)
+            for s, f in zip(slow.buffers(), fast.buffers()) if self.buffers else ():
+                s.copy_(f)
+
     def after_step(self, learn):
-        source = learn.accelerator.unwrap_model(learn.model)
-        for slow, fast in zip(self.model.parameters(), source.parameters()):
-            slow.lerp_(fast, 1 - self.momentum)
-        for slow, fast in zip(self.model.buffers(), source.buffers()):
-            slow.copy_(fast)
-
-    def state(self):
-        return dict(self.model.state_dict())
-
-    def load(self, state):
-        self.model.load_state_dict(state)
+        self.follow(learn.accelerator.unwrap_model(learn.model))
 
 # %% ../../nbs/learning/29_train.ipynb #e4d69ac6
 class Log(Callback):
