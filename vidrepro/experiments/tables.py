@@ -9,6 +9,8 @@ __all__ = ['METHODS', 'PEOPLE', 'MAIN', 'Run', 'pick_method', 'pick_preset', 'ho
 
 # %% ../../nbs/experiments/85_tables.ipynb #016bc071
 import dataclasses
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -100,10 +102,13 @@ def pick_preset(
 # %% ../../nbs/experiments/85_tables.ipynb #fa3e5244
 def hook(
     paper: Any,  # its module
-    name: str,  # `optimizer`, `callbacks`, `videos` or `scores`
+    name: str,  # `optimizer`, `callbacks`, `extras`, `videos` or `scores`
     default: Callable,  # what papers without one do
 ) -> Callable:  # the paper's own, or the default
-    "A function that a paper may bring."
+    "A function that a paper may bring; scores have a page of their own, `papers.<name>_scores`."
+    beside = f'{paper.__name__}_scores'
+    if name == 'scores' and importlib.util.find_spec(beside):
+        paper = importlib.import_module(beside)
     return getattr(paper, name, default)
 
 # %% ../../nbs/experiments/85_tables.ipynb #a379005b
@@ -214,7 +219,7 @@ def learner(
     callbacks += hook(paper, 'callbacks', lambda c: [])(cfg) + (
         [] if quiet else [Progress(log, run.name)]
     )
-    state = PartialState(cpu=device == 'cpu')
+    state, extras = PartialState(cpu=device == 'cpu'), hook(paper, 'extras', lambda *_, cfg: {})
     batches = Batches(
         source,
         partial(paper.sample, cfg=cfg),
@@ -222,6 +227,7 @@ def learner(
         cfg.seed,
         state.process_index,
         state.num_processes,
+        partial(extras, cfg=cfg),
     )
     return Learner(
         model,
