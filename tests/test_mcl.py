@@ -15,20 +15,15 @@ from two_processes import average, half, in_two
 from vidrepro.clips.transforms import crop_boxes
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
+from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
-from vidrepro.experiments import tables as suites
-from vidrepro.learning.train import (
-    Batches,
-    Checkpoint,
-    Learner,
-    Schedule,
-    apply,
-    override,
-    read_checkpoint,
-)
+from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule, apply, read_checkpoint
 from vidrepro.papers import mcl, mcl_scores, mcl_views
 from vidrepro.papers.mcl import ABLATION, PRESETS, build, callbacks, loss
 from vidrepro.papers.mcl_views import Config, extras, sample, views
+from vidrepro.runs import execute
+from vidrepro.runs.run import Run
+from vidrepro.runs.videos import videos
 
 repeat = settings(max_examples=12, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31)
@@ -186,9 +181,9 @@ class TestTrueFlow:
         assert torch.equal(torch.cat(parts), batch(cfg, 3)['flow'])
 
     def test_a_learner_brings_it(self, tmp_path):
-        "The suites hand the hook on, and only the source they train on is asked."
-        run = suites.Run('mcl/tiny/toy-s0', 'mcl', config(flow='true', steps=1, warmup=0))
-        learn, _ = suites.learner(run, tmp_path, MovingDigits(24, seed=3), 'cpu', quiet=True)
+        "A run hands the hook on, and only the source they train on is asked."
+        run = Run('mcl/tiny/toy-s0', 'mcl', config(flow='true', steps=1, warmup=0))
+        learn, _ = execute.learner(run, tmp_path, MovingDigits(24, seed=3), 'cpu', quiet=True)
         got, source = learn.batches[0], MovingDigits(24, seed=3)
         want = source.truth(got['index'], got['drawn'].frames).flow[:, :, :, :-1]
         assert torch.equal(got['flow'], want)
@@ -543,7 +538,7 @@ def test_real_videos(data_dir):
     cfg = override(
         PRESETS['real'], dict(root=str(data_dir / 'weizmann'), batch=4, queue=64, hidden=16)
     )
-    test = suites.videos(cfg, 'test').subset(torch.arange(4))
+    test = videos(cfg, 'test').subset(torch.arange(4))
     seen = views(Batches(test, partial(sample, cfg=cfg), 4)[0], generator(0), cfg)
     assert (
         seen.motion.shape == (4, *mcl_views.grid_of(cfg))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..learning.distributed import gather, world
 from ..learning.train import EMA, Callback, adamw
-from ..models.backbones import backbone
+from ..models.checkpoints import pretrained
 from .mcl_views import Config, Views, aligned, extras, layer_of, sample, views, watch
 
 # %% ../../nbs/papers/61_mcl.ipynb #912939ec
@@ -68,7 +68,7 @@ class MCL(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         self.layer = layer_of(cfg)
-        self.backbone = backbone(cfg.backbone, cfg.weights or None)
+        self.backbone = pretrained(cfg.backbone, cfg.weights)
         self.heads = heads(self.backbone.dim, cfg)
         self.classifier = nn.Linear(3 * DIM, 2) if 'order' in self.heads else None
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
@@ -371,7 +371,16 @@ PRESETS = {
         flow='tvl1-fast',
     ),
     'real': Config(
-        data='weizmann', stride=2, size=64, batch=24, steps=400, crop=0.6, momentum=0.9, flip=0.5
+        data='weizmann',
+        stride=2,
+        size=64,
+        picture='frame',
+        resize=(64, 85),
+        batch=24,
+        steps=400,
+        crop=0.6,
+        momentum=0.9,
+        flip=0.5,
     ),
     'paper': Config(**_UCF101),
     'official': Config(**_UCF101, **CODE),

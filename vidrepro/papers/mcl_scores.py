@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from ..clips.contract import view
 from ..clips.sampling import uniform_clips
 from ..evaluation.probes import Score, make_score
 from vidrepro.explain.gradcam import (
@@ -27,7 +28,6 @@ from vidrepro.explain.gradcam import (
     upsample,
     widen,
 )
-from ..learning.views import prepare
 from .mcl import MCL, gradient, response
 from .mcl_views import Config, measure, watch
 
@@ -99,7 +99,7 @@ def look_at(
 ) -> dict[str, Float[Tensor, "b"]]:  # by name; `other motion` and `covered` are chance
     "Both maps of the first clip beside its motion and, where it is known, the moving digit."
     raw, device = source.clips(rows, frames).cpu(), next(model.parameters()).device
-    x = prepare(rearrange(raw, 'b n c t h w -> (b n) c t h w'), cfg.size).to(device)
+    x = view(rearrange(raw, 'b n c t h w -> (b n) c t h w'), cfg.clip).to(device)
     x = rearrange(x, '(b n) c t h w -> b n c t h w', n=2)
     cam, p = (m.cpu() for m in explain(Embedding(model).eval(), x, model.layer))
     motion = motion_at(raw[:, 0], tuple(cam.shape[1:]), cfg)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ..clips import transforms
 from ..core.files import InputError
-from ..learning.train import Recipe, require_choices
+from ..core.settings import require_choices
+from ..learning.recipe import Recipe
 from ..models.backbones import backbone, last_conv
 from ..motion.flow import FLOWS, flow
 from ..motion.maps import motion_map
