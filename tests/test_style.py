@@ -17,5 +17,7 @@ def test_ruff(words):
     tool = str(ruff) if ruff.exists() else shutil.which('ruff')
     if not tool:
         pytest.skip('ruff is not installed')
-    done = subprocess.run([tool, *words, '--quiet', *CODE], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [tool, *words, '--quiet', *CODE], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:]
