@@ -179,21 +179,35 @@ def _mended_index(
     notes = clock_note(wrong, (ticks - ticks[0]) * float(tick))
     return FrameIndex(ticks, tick, last, _NOWHERE, n, 'decode', notes)
 
+# %% ../../nbs/data/06_video.ipynb #b3511dcc
+def _stated_index(
+    stamps: tuple[int | None, ...],  # what the reader made up
+    tick: Fraction,  # seconds
+    last: int,  # ticks that the last frame lasts
+    rate: Fraction,  # frames a second that the file states
+) -> FrameIndex:  # with a note
+    "Index of a file that stores no time stamps."
+    n, why = len(stamps), 'no time stamps in the file: frames'
+    if None not in stamps and rises(sorted(stamps), tick):
+        notes = f'{why} take the moments of their packets in turn'
+        return FrameIndex(np.sort(stamps), tick, last, _NOWHERE, n, 'decode', notes)
+    notes = f'{why} are evenly spaced, {float(rate):g} a second as the file states'
+    return FrameIndex(np.arange(n), 1 / rate, 1, _NOWHERE, n, 'decode', notes)
+
 # %% ../../nbs/data/06_video.ipynb #7689e2ca
 @lru_cache(maxsize=1024)
 def _decoded_index(
     path: Path,  # a video file
     stamp: tuple[int, int],  # its size and time of change
 ) -> FrameIndex:  # of which everything has been seen
-    "Index from decoding, remembered; a file that stores no clock has the rate that it states."
+    "Index from decoding, remembered."
     with opened(path) as (container, stream):
         rate, tick = stream.guessed_rate or stream.average_rate, stream.time_base
         stampless = container.format.name == 'avi'
     frames = decode_frames(path, _remembered(path, stamp))
     stamps, lasts = zip(*((frame.pts, frame.duration) for _, frame in frames))
     if rate and (set(stamps) == {None} or stampless and not rises(stamps, tick)):
-        notes = f'no time stamps: evenly spaced at the rate that the file states, {float(rate):g}'
-        return FrameIndex(np.arange(len(stamps)), 1 / rate, 1, _NOWHERE, len(stamps), 'decode', notes)
+        return _stated_index(stamps, tick, lasts[-1] or 0, rate)
     return _mended_index(path, stamps, tick, lasts[-1] or 0)
 
 # %% ../../nbs/data/06_video.ipynb #85fa9c8b
