@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ENDINGS', 'METADATA', 'GROUND_TRUTH', 'NUMBERS', 'video_table', 'check_table', 'segment_span', 'BadVideos',
-           'bad_policy', 'Scan', 'scan_video', 'judge', 'VideoFiles', 'scan_files', 'VideoItems', 'VideoDataset',
-           'read_item', 'decode_items', 'describe_items', 'from_folder', 'from_list', 'leaks', 'leave_one_group_out',
-           'cache_items', 'read_activitynet', 'write_activitynet', 'tsp_columns', 'write_tsp_csv', 'read_tsp_csv']
+           'bad_policy', 'Scan', 'scan_video', 'judge_row', 'judge', 'VideoFiles', 'scan_files', 'VideoItems',
+           'VideoDataset', 'stored_frames', 'read_item', 'decode_items', 'describe_items', 'from_folder', 'from_list',
+           'leaks', 'leave_one_group_out', 'cache_items', 'read_activitynet', 'write_activitynet', 'tsp_columns',
+           'write_tsp_csv', 'read_tsp_csv']
 
 # %% ../../nbs/data/08_datasets.ipynb #950f9995
 import hashlib
@@ -16,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from sklearn.model_selection import LeaveOneGroupOut
 from torch import Tensor
 
 from ..core.files import InputError, atomic
-from .video import VideoError, probe, read_clips
+from .clock import sample_count, sample_times, shown, slack
+from .video import VideoError, frame_times, probe, read_clips
 
 # %% ../../nbs/data/08_datasets.ipynb #c9e4070d
 COLUMNS = ('path', 'label', 'start', 'end', 'split', 'group')
@@ -133,6 +135,8 @@ class Scan:
     width: int = 0  # pixels
     decoded: bool = False  # was every frame decoded, or only the container read?
     reason: str = ''  # why the file cannot be used; '' = usable
+    duration: float = 0.0  # seconds
+    notes: str = ''  # what was mended of its clock; '' = nothing
 
 # %% ../../nbs/data/08_datasets.ipynb #e7c0fc15
 def scan_video(
@@ -145,25 +149,42 @@ def scan_video(
         info = probe(root / path, count='decode' if decode else 'packets')
     except VideoError as error:
         return Scan(decoded=decode, reason=' '.join(str(error.value).split()))
-    return Scan(info.frames, info.fps, info.vfr, info.height, info.width, decode)
+    facts = asdict(info)
+    known = {f.name: facts[f.name] for f in fields(Scan) if f.name in facts}
+    return Scan(**known, decoded=decode)
 
 # %% ../../nbs/data/08_datasets.ipynb #5d2ebb45
+def judge_row(
+    scan: Scan,  # of the file
+    start: float,  # of the segment, seconds; NaN = whole file
+    end: float,  # of the segment, seconds
+    rate: float,  # samples a second; 0 = the stored frames
+) -> tuple[int, int, str]:  # first frame, 0 at a rate; frames or samples; why it cannot be used
+    "What one row of a table holds."
+    if rate:
+        first, count = 0, sample_count(start, end, scan.duration, rate)
+    else:
+        first, count = segment_span(start, end, scan.fps, scan.frames)
+    reason = scan.reason
+    if not reason and scan.vfr and not rate and not math.isnan(start):
+        reason = 'segment of a file with variable frame rate; sample it by seconds, at a `rate`'
+    if not reason and count == 0:
+        what = 'file' if math.isnan(start) else f'segment {start:g}-{end:g} s'
+        reason = f'{what} holds no ' + (f'sample at {rate:g} a second' if rate else 'frame')
+    return first, count, reason
+
+# %% ../../nbs/data/08_datasets.ipynb #1d21a0f9
 def judge(
     table: pd.DataFrame,  # as `video_table` makes it
     scans: dict[str, Scan],  # of every file of the table that is not listed
     listed: dict[str, str],  # files in quarantine, with reasons
+    rate: float = 0.0,  # samples a second; 0 = the stored frames
 ) -> pd.DataFrame:  # columns first, count, reason; one row an item
     "First frame and number of frames of each item, or why it cannot be used."
     rows = []
     for path, start, end in zip(table.path, table.start, table.end):
-        scan = scans.get(path, Scan())
-        first, count = segment_span(start, end, scan.fps, scan.frames)
-        reason = listed.get(path) or scan.reason
-        if not reason and scan.vfr and not math.isnan(start):
-            reason = 'segment of a file with variable frame rate; convert it to a constant rate'
-        if not reason and count == 0:
-            reason = f'segment {start:g}-{end:g} s holds no frame'
-        rows.append((first, count, reason))
+        first, count, reason = judge_row(scans.get(path, Scan()), start, end, rate)
+        rows.append((first, count, listed.get(path) or reason))
     return pd.DataFrame(rows, columns=['first', 'count', 'reason'])
 
 # %% ../../nbs/data/08_datasets.ipynb #1fa6a823
@@ -183,11 +204,16 @@ class VideoFiles:
         self.bad += [b for b in dict.fromkeys(bad) if b not in self.bad]
         self.on_bad.record(bad)
 
-    def judge(self, table: pd.DataFrame) -> pd.DataFrame:  # columns first, count, reason
+    @property
+    def notes(self) -> dict[str, str]:
+        "What was mended of the clocks of files that can be used."
+        return {path: scan.notes for path, scan in sorted(self.scans.items()) if scan.notes}
+
+    def judge(self, table: pd.DataFrame, rate: float = 0.0) -> pd.DataFrame:  # as `judge`
         "Scan the files of a table and apply the policy."
         listed = self.on_bad.listed()
         self.scan([path for path in table.path.unique() if path not in listed])
-        verdicts = judge(table, self.scans, listed)
+        verdicts = judge(table, self.scans, listed, rate)
         bad = [(p, r) for p, r in zip(table.path, verdicts.reason) if r]
         self.note(bad)
         if len(bad) == len(table) or (bad and self.on_bad.action == 'raise'):
@@ -216,7 +242,8 @@ def scan_files(
     if file and file.exists():
         for row in pd.read_csv(file, keep_default_na=False).to_dict('records'):
             path, size = row.pop('path'), row.pop('bytes')
-            if path not in scans and size == bytes_of(path):
+            whole = {f.name for f in fields(Scan)} == set(row)  # older tables knew less
+            if whole and path not in scans and size == bytes_of(path):
                 scans[path] = Scan(**row)
     todo = [p for p in paths if p not in scans or (decode and not scans[p].decoded)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -239,15 +266,18 @@ class VideoItems:
     card: str = ''  # hash of the data card
     group_names: tuple[str, ...] = ()  # found in the table when empty
     memory: list[UInt8[Tensor, "c _ h w"]] | None = None  # all frames of each item, when cached
+    rate: float = 0.0  # samples a second; 0 = the stored frames
 
     def __post_init__(self):
         check_table(self.name, self.table, self.classes)
+        if not 0 <= self.rate < math.inf:
+            raise InputError('rate', self.rate, 'give samples a second, or 0 for the stored frames')
         self.group_names = self.group_names or tuple(sorted(set(self.table.group) - {''}))
 
     @cached_property
     def usable(self) -> tuple[pd.DataFrame, Int64[Tensor, "N 2"]]:
-        "Rows in use; first frame and length of each."
-        verdicts = self.files.judge(self.table)
+        "Rows in use; first frame (0 at a rate) and length of each."
+        verdicts = self.files.judge(self.table, self.rate)
         keep = (verdicts.reason == '').to_numpy()
         spans = torch.tensor(verdicts.loc[keep, ['first', 'count']].to_numpy())
         return self.table[keep].reset_index(drop=True), spans
@@ -282,7 +312,7 @@ class VideoDataset(VideoItems):
 
     @property
     def lengths(self) -> Int64[Tensor, "N"]:
-        "Frames of each item."
+        "Frames of each item, or samples."
         return self.usable[1][:, 1]
 
     @property
@@ -293,7 +323,7 @@ class VideoDataset(VideoItems):
     def clips(
         self, index: Int64[Tensor, "b"], frames: Int64[Tensor, "b n t"]
     ) -> UInt8[Tensor, "b n c t h w"]:
-        "Frames of the items, counted from the start of each; one decoding pass an item."
+        "Frames or samples of the items, counted from the start of each; one decoding pass an item."
         return decode_items(self, index, frames)
 
     def subset(self, index: Int64[Tensor, "b"]) -> 'VideoDataset':
@@ -318,23 +348,42 @@ class VideoDataset(VideoItems):
         return cache_items(self, limit_gb)
 
 # %% ../../nbs/data/08_datasets.ipynb #80a6f73c
+def stored_frames(
+    path: Path,  # a video file
+    start: float,  # of the segment, seconds; NaN = whole file
+    sample: Int64[Tensor, "*n"],  # numbers, 0 = the first of the segment
+    rate: float,  # samples a second
+) -> Int64[Tensor, "*n"]:  # frame numbers in the file
+    "What is on the screen when samples are taken."
+    index, seconds, _ = frame_times(path)
+    times = sample_times(start, sample.numpy(), rate)
+    return torch.from_numpy(shown(seconds, times, slack(float(index.tick))))
+
+
 def read_item(
     source: VideoDataset,  # whose frames to read
     i: int,  # item
     path: str,  # its file
     first: int,  # first frame of its segment
-    wanted: Int64[Tensor, "n t"],  # frames, 0 = first of the segment
+    wanted: Int64[Tensor, "n t"],  # frames or samples, 0 = first of the segment
 ) -> UInt8[Tensor, "n c t h w"]:  # RGB
     "The clips of one item, from memory or from its file."
     if source.memory:
+        if source.memory[i].shape[1] != source.lengths[i]:
+            raise InputError(
+                'rate', source.rate, 'other frames are in memory: set it before cached()'
+            )
         return rearrange(source.memory[i][:, wanted], 'c n t h w -> n c t h w')
-    return read_clips(source.files.root / path, first + wanted, source.size)
+    file, numbers = source.files.root / path, first + wanted
+    if source.rate:
+        numbers = stored_frames(file, source.usable[0].start[i], wanted, source.rate)
+    return read_clips(file, numbers, source.size)
 
 # %% ../../nbs/data/08_datasets.ipynb #85b5299f
 def decode_items(
     source: VideoDataset,  # whose frames to decode
     index: Int64[Tensor, "b"],  # items
-    frames: Int64[Tensor, "b n t"],  # frames of each item, 0 = first of its segment
+    frames: Int64[Tensor, "b n t"],  # frames or samples of each, 0 = first of its segment
 ) -> UInt8[Tensor, "b n c t h w"]:  # RGB
     "A batch of clips, one decoding pass an item; a broken file raises, it is never replaced."
     items, spans = source.usable
@@ -377,7 +426,7 @@ def describe_items(
         bad=[list(pair) for pair in source.bad],
         bad_count=len(source.bad),
         items_hash=digest,
-    )
+    ) | ({'rate': source.rate} if source.rate else {})
 
 # %% ../../nbs/data/08_datasets.ipynb #95e43b9e
 ENDINGS = frozenset('.avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv'.split())
