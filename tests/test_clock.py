@@ -195,6 +195,22 @@ def test_one_fault_in_a_file(kind, bf, tmp_path):
     assert files.notes == {'a.mkv': info.notes}
 
 
+@pytest.mark.parametrize('off', [60, 100, -60])
+def test_a_stamp_that_b_frames_hide(off, tmp_path):
+    "No packet is far from its place, but decoding shows the order: noted, and no picture is lost."
+    truth = [40 * i for i in range(120)]
+    hidden = 0
+    for k in range(40, 46):
+        stamps = [t - off * (i == k) for i, t in enumerate(truth)]
+        path = write(tmp_path / f'{k}.mkv', truth, bf='3', stamps=stamps)
+        hidden += packet_index(path) is not None
+        assert number(read_clips(path, [range(120)])[0]) == [*range(120)]
+        for decode in (False, True):
+            assert np.abs(frame_times(path, decode)[1] - np.array(truth) / 1000).max() < 0.041
+        assert look(tmp_path, f'{k}.mkv')['notes'].startswith('1 of 120 time stamps repaired')
+    assert hidden
+
+
 def test_a_good_file_has_no_note(tmp_path):
     path = write(tmp_path / 'a.mkv', TRUTH, bf='3')
     assert (
