@@ -63,7 +63,7 @@ def believed(
         chain.append(before[chain[-1]])
     return chain[::-1]
 
-# %% ../../nbs/data/05_clock.ipynb #b5ab01e8
+# %% ../../nbs/data/05_clock.ipynb #6412e555
 FAR = 3600.0  # seconds
 
 
@@ -74,11 +74,11 @@ def longest_step(
     "An hour, or a thousand usual steps if that is more; a longer step is no picture that stays."
     return max(FAR / float(tick), 1000 * float(np.median(steps)))
 
-
+# %% ../../nbs/data/05_clock.ipynb #9edd4d6a
 def rises(
     stamps: Sequence[int | None],  # of the frames in the order shown, ticks
     tick: Fraction,  # seconds
-) -> bool:
+) -> bool:  # nothing is to be mended
     "Whether the stamps are a clock as they are."
     if None in stamps:
         return False
@@ -122,18 +122,18 @@ def mended(
     ticks[good[-1] + 1 :] = times[-1] + steps[-1] * np.arange(1, len(stamps) - good[-1])
     return ticks, sorted({*frames} - {*good.tolist()} | {*good[again].tolist()})
 
-# %% ../../nbs/data/05_clock.ipynb #ee24979c
+# %% ../../nbs/data/05_clock.ipynb #76ea5748
 SHARE = 0.05
 
 
 def too_many(
     wrong: int,  # frames mended
     total: int,  # frames
-) -> bool:
+) -> bool:  # the file is refused
     "Whether the rest is not to be believed either."
     return wrong > max(1, SHARE * total)
 
-
+# %% ../../nbs/data/05_clock.ipynb #e49650d7
 def clock_note(
     wrong: list[int],  # frames mended
     seconds: Float64[np.ndarray, "L"],  # of all frames, mended
@@ -160,7 +160,7 @@ def shown(
     "The last frame that has begun, Eq. (2)."
     return np.searchsorted(seconds, times + late, side='right') - 1
 
-# %% ../../nbs/data/05_clock.ipynb #6a93f113
+# %% ../../nbs/data/05_clock.ipynb #117b802f
 def sample_times(
     begin: float,  # of the segment, seconds; NaN: of the video
     sample: Int64[np.ndarray, "*n"],  # numbers, 0 = the first of the segment
@@ -169,7 +169,7 @@ def sample_times(
     "When samples of a segment are taken."
     return (0.0 if math.isnan(begin) else max(begin, 0.0)) + sample / rate
 
-
+# %% ../../nbs/data/05_clock.ipynb #bb5f3ddb
 def sample_count(
     begin: float,  # of the segment, seconds; NaN: the whole video
     end: float,  # of the segment, seconds

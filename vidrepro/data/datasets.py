@@ -347,7 +347,7 @@ class VideoDataset(VideoItems):
         "The same source with every frame decoded once, into memory."
         return cache_items(self, limit_gb)
 
-# %% ../../nbs/data/08_datasets.ipynb #80a6f73c
+# %% ../../nbs/data/08_datasets.ipynb #0c163bc9
 def stored_frames(
     path: Path,  # a video file
     start: float,  # of the segment, seconds; NaN = whole file
@@ -359,7 +359,7 @@ def stored_frames(
     times = sample_times(start, sample.numpy(), rate)
     return torch.from_numpy(shown(seconds, times, slack(float(index.tick))))
 
-
+# %% ../../nbs/data/08_datasets.ipynb #80a6f73c
 def read_item(
     source: VideoDataset,  # whose frames to read
     i: int,  # item

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core.files import InputError
 from .clock import SHARE, clock_note, mended, rises, shown, slack, too_many
-from .opening import DAMAGED, VideoError, file_stamp, opened
+from .opening import DAMAGED, VideoError, file_stamp, opened, stream_note
 
 # %% ../../nbs/data/06_video.ipynb #b4cac65a
 def _first_slice(
@@ -420,14 +420,28 @@ def frame_times(
     usual = seconds[-1] / (len(seconds) - 1) if len(seconds) > 1 else 0.0
     return index, seconds, float(seconds[-1] + (index.last * float(index.tick) or usual))
 
-# %% ../../nbs/data/06_video.ipynb #e757f8c7
-def _which(
+# %% ../../nbs/data/06_video.ipynb #cb62aa12
+def _about(
     container: av.container.InputContainer,  # opened
     stream: av.VideoStream,  # that is read
-) -> str:  # nothing if it is the first
-    "A note on the choice of the stream."
-    first = container.streams.video[0].index
-    return f'stream {stream.index} is read, not {first}' if stream.index != first else ''
+) -> dict:  # fields of `VideoInfo`
+    "What the file says of itself."
+    codec, rate = stream.codec_context.codec.canonical_name, float(stream.average_rate or 1)
+    sound = bool(container.streams.audio)
+    return dict(container=container.format.name, codec=codec, audio=sound, fps=rate)
+
+# %% ../../nbs/data/06_video.ipynb #af32bb07
+def _about_time(
+    index: FrameIndex,  # from `frame_times`
+    seconds: Float64[np.ndarray, "L"],  # from `frame_times`
+    end: float,  # from `frame_times`
+) -> dict:  # fields of `VideoInfo`
+    "What its clock says; of a single frame it says no rate."
+    gaps = np.diff(seconds)
+    facts = dict(frames=len(seconds), counted=index.counted, duration=end)
+    facts |= dict(start=float(index.ticks[0]) * float(index.tick))
+    varies = bool(len(gaps) and gaps.max() > 1.25 * gaps.min())
+    return facts | dict(vfr=varies) | ({'fps': float(1 / gaps.mean())} if len(gaps) else {})
 
 # %% ../../nbs/data/06_video.ipynb #3333a907
 def probe(
@@ -438,30 +452,16 @@ def probe(
     path = Path(path)
     if count not in ('packets', 'decode'):
         raise InputError('count', count, "give 'packets' or 'decode'")
-    index, seconds, end = frame_times(path, count == 'decode')
+    clock = frame_times(path, count == 'decode')
     with closing(decode_frames(path)) as frames:
         frame = next(frames)[1]
-        height, width = Converter()(frame).shape[:2]
-    gaps = np.diff(seconds)
+        size = Converter()(frame).shape[:2]
     with opened(path) as (container, stream):
-        rate = 1 / gaps.mean() if len(gaps) else stream.average_rate or 1 / (end or 1)
-        return VideoInfo(
-            path=str(path),
-            container=container.format.name,
-            codec=stream.codec_context.codec.canonical_name,
-            pix_fmt=frame.format.name,
-            width=width,
-            height=height,
-            fps=float(rate),
-            frames=len(seconds),
-            counted=index.counted,
-            duration=end,
-            start=float(index.ticks[0]) * float(index.tick),
-            rotation=frame.rotation,
-            vfr=bool(len(gaps) and gaps.max() > 1.25 * gaps.min()),
-            audio=bool(container.streams.audio),
-            notes='; '.join(filter(None, (index.notes, _which(container, stream)))),
-        )
+        facts = _about(container, stream) | _about_time(*clock)
+        rotation, form = frame.rotation, frame.format.name
+        notes = '; '.join(filter(None, (clock[0].notes, stream_note(container, stream))))
+    facts |= dict(height=size[0], width=size[1], rotation=rotation, pix_fmt=form, notes=notes)
+    return VideoInfo(str(path), **facts)
 
 # %% ../../nbs/data/06_video.ipynb #9eb8f863
 def frame_count(
