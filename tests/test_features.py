@@ -75,7 +75,7 @@ def slow_numbers(path, rate=15):
     with av.open(str(path)) as file:
         stream = [s for s in file.streams.video if s.codec_context][0]
         frames = [(f.pts, f.duration) for f in file.decode(stream)]
-        tick, fps = float(stream.time_base), float(stream.average_rate or 25)
+        tick, fps = float(stream.time_base), float(stream.guessed_rate or 25)
     stamps = [p for p, _ in frames]
     if None in stamps or len(set(stamps)) < len(stamps):
         tick, stamps, last = 1 / fps, list(range(len(frames))), 1

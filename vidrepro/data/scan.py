@@ -33,17 +33,18 @@ from .door import ENDINGS, walk_folder
 from .video import VideoError, VideoInfo, probe, read_clips
 
 # %% ../../nbs/data/11_scan.ipynb #32d489c7
-FACTS = 'codec pix_fmt width height fps frames duration vfr rotation audio'.split()
+FACTS = 'codec pix_fmt width height fps frames duration vfr rotation audio notes'.split()
 
 
 def sort_error(
     error: VideoError,  # from reading a file
 ) -> dict:  # status, reason, and the frames that were good
-    "Put a cause into one of five words."
+    "Put a cause into one of six words."
     cause = ' '.join(str(error.value).split())
     good = re.search(r'after (\d+) good frames$', cause)
     words = {
         'an empty file': 'empty',
+        'a clock with': 'broken clock',
         'no decodable video stream': 'no video stream',
         'a packet that is cut off': 'truncated',
         'cut off after': 'truncated',

@@ -81,7 +81,12 @@ def read_segments(
     names = table['filename'].drop_duplicates().tolist()
     files = VideoFiles(root / subset, bad_policy(bad))
     source = VideoDataset(
-        video_table(names, [-1] * len(names)), tuple(classes), files, file.stem, clip=clip
+        video_table(names, [-1] * len(names)),
+        tuple(classes),
+        files,
+        file.stem,
+        clip=clip,
+        rate=clip.rate,
     )
     there = {path: k for k, path in enumerate(source.items.path)}
     rows = _spans(table, clip.rate).assign(
