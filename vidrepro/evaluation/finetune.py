@@ -95,7 +95,9 @@ def tuning_loss(
     "Cross-entropy, Eq. (1)."
     clips, labels = views
     logits = model(clips).float()
-    return F.cross_entropy(logits, labels), {'accuracy': (logits.argmax(1) == labels).float().mean()}
+    return F.cross_entropy(logits, labels), {
+        'accuracy': (logits.argmax(1) == labels).float().mean()
+    }
 
 # %% ../../nbs/evaluation/33_finetune.ipynb #92a6c4c7
 def tune(
