@@ -28,7 +28,6 @@ from rich.table import Table
 from .. import __version__
 from .data import app as data_app
 from .features import app as features_app
-from .features import gvf
 from .localize import Changes, Device
 from .localize import app as localize_app
 from ..core.files import InputError, atomic, data_root
@@ -70,7 +69,6 @@ app.add_typer(
     name='features',
     help='Features of long videos, in the formats that detectors read.',
 )
-app.command('gvf')(gvf)
 app.add_typer(
     localize_app, name='localize', help='Find actions in features, and say what they are.'
 )
@@ -384,7 +382,7 @@ def flow_command(
         Path,
         typer.Option(
             '--out',
-            help='Result: .mp4 (a film) or .npz (quantised flow); default: beside you, VIDEO.flow.mp4.',
+            help='Result: .mp4 (a film) or .npz (quantised flow); default: here, VIDEO.flow.mp4 or VIDEO.map.mp4.',
         ),
     ] = Path(),  # as its help says
     method: Annotated[
@@ -394,14 +392,18 @@ def flow_command(
         str, typer.Option(help="In a film: 'flow' as colours, or 'map', the motion boundary.")
     ] = 'flow',  # as its help says
     short: Annotated[
-        int, typer.Option(help='Short side of the frames, pixels; 0: as in the file.')
+        int,
+        typer.Option(
+            help='Short side of the frames, pixels, if the video is larger; 0: as in the file.'
+        ),
     ] = 240,  # as its help says
 ) -> None:
     "Optical flow or motion boundaries of a video."
     info = probe(video)
-    scale = short / min(info.height, info.width) if short else 1
-    size = tuple(max(16, 2 * round(side * scale / 2)) for side in (info.height, info.width))
-    into = into if into.suffix else into / f'{video.stem}.flow.mp4'
+    own = min(info.height, info.width)
+    kept = min(short or own, own)  # never larger than the video
+    size = tuple(max(2, side * kept // own // 2 * 2) for side in (info.height, info.width))
+    into = into if into.suffix else into / f'{video.stem}.{show}.mp4'
     count = write_flow(iter_frames(video, 16, size), into, method, show, info.fps)
     out.print(f'{into}: {count} flows of {size[1]} x {size[0]} pixels', markup=False)
 

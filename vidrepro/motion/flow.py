@@ -162,7 +162,7 @@ def _median_planes(
     side: int,  # of the window, odd
 ) -> Float[Tensor, 'm h w']:
     "Median filter by comparing whole planes; borders repeat."
-    (m, h, w), r = planes.shape, side // 2
+    (_, h, w), r = planes.shape, side // 2
     wide = F.pad(planes[:, None], (r, r, r, r), mode='replicate')[:, 0]
     wires = [wide[:, y : y + h, x : x + w] for y in range(side) for x in range(side)]
     for i, j, low, high in _median_network(side * side):
@@ -305,6 +305,26 @@ def _solve(
 
 _CPU_GROUP, _GPU_GROUP = 2**17, 2**24  # pixels solved together
 
+# %% ../../nbs/motion/20_flow.ipynb #19bb01b8
+def _require_batch(what: str, x: Tensor, axes: str) -> None:
+    "Refuse other axes, or nothing along one of them."
+    if x.ndim != len(axes.split()):
+        raise InputError(what, f'{x.ndim} axes {tuple(x.shape)}', f'give a batch with axes {axes}')
+    if not x.numel():
+        raise InputError(what, f'an empty batch {tuple(x.shape)}', 'give at least one')
+
+
+def _require_pairs(a: Tensor, b: Tensor, least: int = 1) -> None:
+    "Refuse whatever is not two batches of grey images of one shape, `least` pixels a side."
+    for x in (a, b):
+        _require_batch('images', x, 'b h w')
+        if not x.is_floating_point():
+            raise InputError('images', x.dtype, 'give floats, grey levels 0 to 255: see grey_levels')
+    if a.shape != b.shape:
+        raise InputError('images', f'{tuple(a.shape)} and {tuple(b.shape)}', 'give one shape')
+    if min(a.shape[1:]) < least:
+        raise InputError('images', tuple(a.shape[1:]), f'give at least {least} pixels a side')
+
 # %% ../../nbs/motion/20_flow.ipynb #4de840e4
 @torch.no_grad()
 def tvl1(
@@ -313,8 +333,7 @@ def tvl1(
     **parameters: int | float,  # fields of `TVL1`
 ) -> Float[Tensor, 'b 2 h w']:  # x, then y, pixels: a(x) is about b(x + flow)
     "TV-L1 optical flow of every pair of a batch, Eq. (1)."
-    if a.shape != b.shape:
-        raise InputError('images', f'{tuple(a.shape)} and {tuple(b.shape)}', 'give one shape')
+    _require_pairs(a, b)
     try:
         settings = TVL1(**parameters)
     except TypeError:
@@ -322,7 +341,7 @@ def tvl1(
     pixels = a.shape[1] * a.shape[2]
     group = _CPU_GROUP if a.device.type == 'cpu' else _GPU_GROUP
     flow = a.new_empty(len(a), 2, *a.shape[1:])
-    step = max(1, group // max(1, pixels))
+    step = max(1, group // pixels)
     for part in (slice(k, k + step) for k in range(0, len(a), step)):
         flow[part] = rearrange(_solve(a[part], b[part], settings), 'c b h w -> b c h w')
     return flow
@@ -346,8 +365,7 @@ def dis(
     b: Float[Tensor, 'b h w'],  # second images
 ) -> Float[Tensor, 'b 2 h w']:  # pixels
     "Dense inverse search, OpenCV's medium preset; images of at least 12 pixels a side."
-    if min(a.shape[1:]) < 12:
-        raise InputError('images', tuple(a.shape[1:]), 'give at least 12 pixels a side to dis')
+    _require_pairs(a, b, 12)
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return _by_opencv(a, b, lambda first, second: finder.calc(first, second, None))
 
@@ -357,6 +375,7 @@ def farneback(
     b: Float[Tensor, 'b h w'],  # second images
 ) -> Float[Tensor, 'b 2 h w']:  # pixels
     "Farnebäck's polynomials with the settings of OpenCV's own example."
+    _require_pairs(a, b)
     settings = (None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return _by_opencv(a, b, lambda x, y: cv2.calcOpticalFlowFarneback(x, y, *settings))
 
@@ -366,6 +385,7 @@ def difference(
     b: Float[Tensor, 'b h w'],  # second images
 ) -> Float[Tensor, 'b 2 h w']:  # the change of brightness, 20 for all of it; 0
     "No flow: the signed frame difference in the first component."
+    _require_pairs(a, b)
     change = (b - a) * (20 / 255)
     return torch.stack([change, torch.zeros_like(change)], 1)
 
@@ -375,19 +395,28 @@ FLOWS = {'tvl1': tvl1, 'dis': dis, 'farneback': farneback, 'difference': differe
 # %% ../../nbs/motion/20_flow.ipynb #2ca0e958
 FAST = dict(scales=2, step=0.5, warps=1, inner=20, outer=1)  # of `TVL1`, for images of 32 pixels
 
+# %% ../../nbs/motion/20_flow.ipynb #29535c19
+def _require_clips(clips: Tensor) -> None:
+    "Refuse whatever is not a batch of clips, in bytes or in floats from 0 to 1."
+    _require_batch('clips', clips, 'b c t h w')
+    if clips.shape[1] not in (1, 3):
+        raise InputError('clips', f'{clips.shape[1]} channels', 'give 3 (RGB) or 1 (grey)')
+    if clips.dtype == torch.uint8:
+        return
+    if not clips.is_floating_point():
+        raise InputError('clips', clips.dtype, 'give bytes, or floats in [0, 1]')
+    low, high = (x.item() for x in torch.aminmax(clips))
+    if not (low >= -0.01 and high <= 1.01):
+        remedy = 'give floats in [0, 1], before normalisation, or bytes'
+        raise InputError('clips', f'values from {low:.3g} to {high:.3g}', remedy)
+
 # %% ../../nbs/motion/20_flow.ipynb #54af399b
 def grey_levels(
     clips: UInt8[Tensor, 'b c t h w'] | Float[Tensor, 'b c t h w'],  # RGB or grey; floats in [0, 1]
 ) -> Float[Tensor, 'b t h w']:  # 0 to 255
     "Brightness as OpenCV computes it."
-    if clips.shape[1] not in (1, 3):
-        raise InputError('clips', f'{clips.shape[1]} channels', 'give 3 (RGB) or 1 (grey)')
+    _require_clips(clips)
     whole = clips.dtype == torch.uint8
-    if not whole and clips.numel():
-        low, high = (x.item() for x in torch.aminmax(clips))
-        if not (low >= -0.01 and high <= 1.01):
-            remedy = 'give floats in [0, 1], before normalisation, or bytes'
-            raise InputError('clips', f'values from {low:.3g} to {high:.3g}', remedy)
     clips = clips.float() if whole else 255 * clips.float()
     if clips.shape[1] == 1:
         return clips[:, 0]
@@ -399,19 +428,17 @@ BOUND = 20.0  # pixels, of the stored flow
 
 
 def quantise(
-    flow: Float[Tensor, '*b'],  # pixels
-    bound: float = BOUND,  # larger values are clipped, pixels
+    flow: Float[Tensor, '*b'],  # pixels; larger than `BOUND` is clipped
 ) -> UInt8[Tensor, '*b']:  # 0 to 255
     "Flow as bytes."
-    return ((flow.clamp(-bound, bound) + bound) * (255 / (2 * bound))).round().byte()
+    return ((flow.clamp(-BOUND, BOUND) + BOUND) * (255 / (2 * BOUND))).round().byte()
 
 
 def dequantise(
     stored: UInt8[Tensor, '*b'],  # from `quantise`
-    bound: float = BOUND,  # the same
 ) -> Float[Tensor, '*b']:  # pixels
     "Bytes as flow."
-    return stored.float() * (2 * bound / 255) - bound
+    return stored.float() * (2 * BOUND / 255) - BOUND
 
 # %% ../../nbs/motion/20_flow.ipynb #f8bb446c
 def _digest(
@@ -457,6 +484,7 @@ def flow(
         raise InputError('method', method, f'choose from {", ".join(FLOWS)}')
     if parameters and method != 'tvl1':
         raise InputError('parameters', sorted(parameters), f'leave them out: {method} has none')
+    _require_clips(clips)
     if clips.shape[2] < 2:
         raise InputError('clips', f'{clips.shape[2]} frames', 'give at least 2 frames a clip')
     if cache is None:
