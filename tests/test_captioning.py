@@ -55,9 +55,10 @@ from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.digits.untrimmed import Script, UntrimmedDigits
 from vidrepro.experiments import captioning as experiment
 from vidrepro.experiments.localization import Task, painted
-from vidrepro.experiments.tables import Run, missing
 from vidrepro.localize.detect import Example
 from vidrepro.papers import tsp
+from vidrepro.runs.pool import missing
+from vidrepro.runs.run import Run
 
 TINY = Config(width=32, hidden=64, layers=1, epochs=1, lr=4e-3)
 QUIET = ('bounce-h', 'bounce-v', 'orbit-cw', 'orbit-ccw')

@@ -23,11 +23,11 @@ from vidrepro.motion.flow import (
     _median_planes,
     _resize,
     _warp,
-    dequantise,
+    dequantize,
     difference,
     flow,
-    grey_levels,
-    quantise,
+    gray_levels,
+    quantize,
     tvl1,
 )
 
@@ -48,7 +48,7 @@ def pairs():
         torch.arange(8),
         torch.tensor([40, 41]).expand(8, 1, 2),
     )
-    grey = grey_levels(source.clips(index, frames)[:, 0])
+    grey = gray_levels(source.clips(index, frames)[:, 0])
     return grey[:, 0], grey[:, 1], source.truth(index, frames).flow[:, 0, :, 0]
 
 
@@ -92,7 +92,7 @@ def real_pairs(data_dir, count, size):
 
 
 def test_opencv_on_real_frames(data_dir):
-    grey = grey_levels(real_pairs(data_dir, 8, (112, 112)))
+    grey = gray_levels(real_pairs(data_dir, 8, (112, 112)))
     gap = end_point(tvl1(grey[:, 0], grey[:, 1]), opencv(grey[:, 0], grey[:, 1]))
     print(f'end-point difference to OpenCV: {inside(gap, 8):.4f} pixels')
     assert inside(gap, 8) < 0.15
@@ -100,7 +100,7 @@ def test_opencv_on_real_frames(data_dir):
 
 def test_real_frames_are_explained(data_dir):
     "Fetched along the flow, the second frame is the first, far better than unmoved."
-    grey = grey_levels(real_pairs(data_dir, 6, (112, 112)))
+    grey = gray_levels(real_pairs(data_dir, 6, (112, 112)))
     a, b = grey[:, 0], grey[:, 1]
     u = tvl1(a, b)
     warped = _warp(b[:, None].contiguous(), u.transpose(0, 1).contiguous())[:, 0]
@@ -270,7 +270,7 @@ def test_no_pairs(untyped, method, shape, dtype, words):
     ],
 )
 def test_no_clips(untyped, shape, dtype, words):
-    for way in (flow, grey_levels):
+    for way in (flow, gray_levels):
         with pytest.raises(InputError, match=words):
             way(torch.zeros(shape, dtype=dtype))
 
@@ -299,9 +299,9 @@ def test_difference_is_signed(pairs):
 
 @given(size=st.floats(0.1, 100), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_quantise(size, seed):
+def test_quantize(size, seed):
     found = size * torch.randn(50, generator=torch.Generator().manual_seed(seed))
-    back = dequantise(quantise(found))
+    back = dequantize(quantize(found))
     assert (back - found.clamp(-BOUND, BOUND)).abs().max() <= BOUND / 255 + 1e-5
 
 

@@ -407,33 +407,33 @@ def test_explain_video(tiny, files, tmp_path, target):
     content = [p.read_bytes() for p in made]
     assert [
         p.read_bytes()
-        for p in explain_video(tiny, files[0], tmp_path, 8, 1, 32, target, 'layer2', names)
+        for p in explain_video(tiny, files[0], tmp_path, Clip(8, 1, 32), target, 'layer2', names)
     ] == content
 
 
 def test_explain_video_shows_the_first_and_the_last_clip(tiny, files):
-    numbers, clips, fps = module.two_clips(files[0], 8, 2, 32)
+    numbers, clips, fps = module.two_clips(files[0], Clip(8, 2, 32))
     assert numbers.tolist() == [
         list(range(0, 16, 2)),
         list(range(25, 40, 2)),
     ] and fps == pytest.approx(10)
     assert torch.equal(clips, read_clips(files[0], numbers))
-    wide = module.two_clips(files[0], 8, 1, 64)[1]
+    wide = module.two_clips(files[0], Clip(8, 1, 64))[1]
     assert wide.shape == (2, 3, 8, 64, 64)
 
 
 def test_explain_short_video(tiny, files, tmp_path):
     with pytest.raises(InputError, match='got 40 frames; two different clips need 41'):
-        explain_video(tiny, files[0], tmp_path, frames=40, size=32)
-    assert len(explain_video(tiny, files[0], tmp_path, frames=40, size=32, target='class')) == 2
-    assert len(explain_video(tiny, files[0], tmp_path, frames=39, size=32)) == 2
+        explain_video(tiny, files[0], tmp_path, Clip(40, 1, 32))
+    assert len(explain_video(tiny, files[0], tmp_path, Clip(40, 1, 32), target='class')) == 2
+    assert len(explain_video(tiny, files[0], tmp_path, Clip(39, 1, 32))) == 2
 
 
 def test_explain_what_is_no_video(tiny, tmp_path):
     bad = tmp_path / 'bad.mp4'
     bad.write_bytes(b'\0' * 5000)
     with pytest.raises(VideoError) as error:
-        explain_video(tiny, bad, tmp_path / 'out', size=32)
+        explain_video(tiny, bad, tmp_path / 'out', Clip(size=32))
     assert (
         'bad.mp4' in str(error.value)
         and '\n' not in str(error.value)
@@ -451,5 +451,5 @@ def test_explain_real_videos(tiny, data_dir, tmp_path):
     if not found:
         pytest.skip('no video files among the data')
     for path in found:
-        made = explain_video(tiny, path, tmp_path, frames=8, size=64, layer='layer2')
+        made = explain_video(tiny, path, tmp_path, Clip(8, 1, 64), layer='layer2')
         assert all(p.stat().st_size > 1000 for p in made) and probe(made[1]).frames == 8

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vidrepro.core.files import InputError
 from vidrepro.data.video import iter_frames, probe
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
-from vidrepro.motion.flow import BOUND, FAST, dequantise, flow
+from vidrepro.motion.flow import BOUND, FAST, dequantize, flow
 from vidrepro.motion.maps import (
     draw_flow,
     draw_map,
@@ -117,7 +117,7 @@ def test_write(video, tmp_path, name, show):
         assert (info.frames, info.width, info.height) == (10, 32, 32)
     else:
         with np.load(tmp_path / name) as file:
-            found = dequantise(torch.from_numpy(file['flow']))
+            found = dequantize(torch.from_numpy(file['flow']))
             assert file['bound'].item() == BOUND
             assert str(file['method']) == 'tvl1'
         expected = torch.cat([*iter_flow(iter_frames(video, 11), **FAST)])

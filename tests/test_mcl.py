@@ -15,17 +15,10 @@ from two_processes import average, half, in_two
 from vidrepro.clips.transforms import crop_boxes
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
+from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.experiments import tables as suites
-from vidrepro.learning.train import (
-    Batches,
-    Checkpoint,
-    Learner,
-    Schedule,
-    apply,
-    override,
-    read_checkpoint,
-)
+from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule, apply, read_checkpoint
 from vidrepro.papers import mcl
 from vidrepro.papers.mcl import ABLATION, PRESETS, Config, build, loss, sample, views
 

@@ -12,8 +12,9 @@ from two_processes import average, half, in_two
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
+from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
-from vidrepro.learning.train import Batches, Checkpoint, Learner, Log, Schedule, override
+from vidrepro.learning.train import Batches, Checkpoint, Learner, Log, Schedule
 from vidrepro.papers import provico as P
 
 repeat = settings(max_examples=12, deadline=None, derandomize=True)

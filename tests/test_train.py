@@ -19,8 +19,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from vidrepro.core.files import InputError
+from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning import train
+from vidrepro.learning.recipe import Recipe
 from vidrepro.learning.train import (
     EMA,
     Batches,
@@ -28,11 +30,9 @@ from vidrepro.learning.train import (
     Checkpoint,
     Learner,
     Log,
-    Recipe,
     Schedule,
     adamw,
     lr_at,
-    override,
     prefetch,
     read_checkpoint,
     read_log,

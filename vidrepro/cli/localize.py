@@ -24,13 +24,13 @@ from einops import rearrange
 from jaxtyping import UInt8
 
 from ..captions import captioner as captioning
-from .data import group
 from .features import Backbone, RunPath, Weights, pick_encoder
+from .options import group
 from ..core.files import InputError, atomic
+from ..core.settings import parse
 from ..data.datasets import read_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
-from ..learning.train import parse
 from ..localize import detect as detection
 from ..localize.detect import PRESETS, SMALL, Config, Example
 from ..localize.metrics import ACTIVITYNET, THUMOS14, read_detections, write_detections

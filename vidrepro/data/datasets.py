@@ -6,7 +6,8 @@
 __all__ = ['COLUMNS', 'ENDINGS', 'METADATA', 'GROUND_TRUTH', 'NUMBERS', 'video_table', 'check_table', 'segment_span', 'BadVideos',
            'bad_policy', 'Scan', 'scan_video', 'judge', 'VideoFiles', 'scan_files', 'VideoItems', 'VideoDataset',
            'read_item', 'decode_items', 'describe_items', 'from_folder', 'from_list', 'leaks', 'leave_one_group_out',
-           'cache_items', 'read_activitynet', 'write_activitynet', 'tsp_columns', 'write_tsp_csv', 'read_tsp_csv']
+           'decoded_size', 'cache_items', 'read_activitynet', 'write_activitynet', 'tsp_columns', 'write_tsp_csv',
+           'read_tsp_csv']
 
 # %% ../../nbs/data/08_datasets.ipynb #950f9995
 import hashlib
@@ -27,6 +28,7 @@ from jaxtyping import Int64, UInt8
 from sklearn.model_selection import LeaveOneGroupOut
 from torch import Tensor
 
+from ..clips.contract import Clip, cut, scaled
 from ..core.files import InputError, atomic
 from .video import VideoError, probe, read_clips
 
@@ -238,6 +240,7 @@ class VideoItems:
     size: tuple[int, int] | None = None  # (height, width) of decoded frames; None = as stored
     card: str = ''  # hash of the data card
     group_names: tuple[str, ...] = ()  # found in the table when empty
+    clip: Clip | None = None  # what an encoder is shown: decides the size, in place of `size`
     memory: list[UInt8[Tensor, "c _ h w"]] | None = None  # all frames of each item, when cached
 
     def __post_init__(self):
@@ -313,6 +316,11 @@ class VideoDataset(VideoItems):
         "What a run card says of the data."
         return describe_items(self)
 
+    @property
+    def gigabytes(self) -> float:
+        "Size of all frames once decoded, 10^9 bytes."
+        return decoded_size(self) / 1e9
+
     def cached(self, limit_gb: float = 8.0) -> 'VideoDataset':
         "The same source with every frame decoded once, into memory."
         return cache_items(self, limit_gb)
@@ -328,7 +336,13 @@ def read_item(
     "The clips of one item, from memory or from its file."
     if source.memory:
         return rearrange(source.memory[i][:, wanted], 'c n t h w -> n c t h w')
-    return read_clips(source.files.root / path, first + wanted, source.size)
+    file = source.files.root / path
+    if source.clip is None:
+        return read_clips(file, first + wanted, source.size)
+    scan = source.files.scans[path]
+    return cut(
+        read_clips(file, first + wanted, scaled(source.clip, scan.height, scan.width)), source.clip
+    )
 
 # %% ../../nbs/data/08_datasets.ipynb #85b5299f
 def decode_items(
@@ -471,28 +485,34 @@ def leave_one_group_out(
         yield name, source.subset(torch.tensor(train)), source.subset(torch.tensor(test))
 
 # %% ../../nbs/data/08_datasets.ipynb #eebaf33f
+def decoded_size(
+    source: VideoDataset,  # to be decoded
+) -> int:  # bytes
+    "Size of every frame of every item, Eq. (2)."
+    items, spans = source.usable
+    total = 0
+    for path, length in zip(items.path, spans[:, 1].tolist()):
+        scan, clip = source.files.scans[path], source.clip
+        size = source.size or (scan.height, scan.width)
+        if clip:
+            size = clip.resize or (clip.size, clip.size)
+        total += 3 * math.prod(size) * length
+    return total
+
+# %% ../../nbs/data/08_datasets.ipynb #e1f015a4
 def cache_items(
     source: VideoDataset,  # to be decoded
     limit_gb: float = 8.0,  # refuse to use more memory than this, 10^9 bytes
 ) -> VideoDataset:  # the same items, with their frames in memory
-    "Decode every frame of every item once, Eq. (2)."
-    items, spans = source.usable
-    pixels = [
-        math.prod(source.size or (source.files.scans[p].height, source.files.scans[p].width))
-        for p in items.path
-    ]
-    needed = sum(3 * p * length for p, length in zip(pixels, spans[:, 1].tolist())) / 1e9
-    if needed > limit_gb:
-        raise InputError(
-            f'frames of {source.name}',
-            f'{needed:.3g} GB',
-            f'give a smaller size, or limit_gb above {limit_gb:g}',
-        )
+    "Decode every frame of every item once."
+    if (needed := source.gigabytes) > limit_gb:
+        remedy = f'give a smaller size, or limit_gb above {limit_gb:g}'
+        raise InputError(f'frames of {source.name}', f'{needed:.3g} GB', remedy)
     memory = []
-    for i, length in enumerate(spans[:, 1]):
-        clip = source.clips(torch.tensor([i]), torch.arange(int(length))[None, None])
+    for i, length in enumerate(source.lengths.tolist()):
+        clip = source.clips(torch.tensor([i]), torch.arange(length)[None, None])
         memory.append(rearrange(clip, '1 1 c t h w -> c t h w'))
-    return replace(source, table=items, memory=memory)
+    return replace(source, table=source.items.reset_index(drop=True), memory=memory)
 
 # %% ../../nbs/data/08_datasets.ipynb #b8a43de3
 def read_activitynet(

@@ -206,6 +206,16 @@ class Segments:
     groups = property(lambda self: self._video, doc='Video of each piece, by its number.')
     bad = property(lambda self: self.videos.bad, doc='(path, reason) of what was found broken.')
 
+    @property
+    def gigabytes(self) -> float:
+        "Size of all frames once decoded, 10^9 bytes; 0 where they are painted."
+        return getattr(self.videos, 'gigabytes', 0.0)
+
+    @property
+    def manifest(self) -> Any:
+        "The files, where there are files."
+        return getattr(self.videos, 'manifest', None)
+
     def __len__(self) -> int:
         return len(self.table)
 

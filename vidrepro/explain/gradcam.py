@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weighted_map', 'layers', 'gradcam', 'class_target', 'retrieval_target', 'similarity_target', 'upsample', 'area',
            'widen', 'energy_inside', 'pointing_game', 'map_similarity', 'rank_correlation', 'overlay', 'contact_sheet',
-           'write_video', 'network_input', 'two_clips', 'explain_video']
+           'write_video', 'two_clips', 'looked_at', 'draw_video', 'explain_video']
 
 # %% ../../nbs/explain/34_gradcam.ipynb #25aca2fd
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,9 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from ..clips.contract import Clip, cut, scaled, view
 from ..clips.sampling import uniform_clips
-from ..clips.transforms import normalize
+from ..clips.transforms import center_crop
 from ..core.files import InputError, atomic
 from ..data.video import probe, read_clips
 
@@ -360,31 +361,30 @@ def _write_mp4(
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
         file.mux(stream.encode())
 
-# %% ../../nbs/explain/34_gradcam.ipynb #d0e89d85
-def network_input(
-    clips: UInt8[Tensor, "b 3 t h w"],  # RGB
-) -> Float[Tensor, "b 3 t h w"]:  # in [0, 1], then normalised
-    "What the networks of this book are fed with."
-    return normalize(clips.float() / 255)
-
 # %% ../../nbs/explain/34_gradcam.ipynb #b881cd72
 def two_clips(
     path: str | Path,  # a video file
-    frames: int,  # of each clip
-    stride: int,  # video frames from one clip frame to the next
-    size: int,  # side of the square, pixels
+    clip: Clip,  # what the network is shown
 ) -> tuple[
     Int[Tensor, "n t"], UInt8[Tensor, "n 3 t h w"], float
-]:  # frame numbers, RGB, frames a second
-    "The first and the last clip of a video, once if they are the same, cut to the central square."
+]:  # frame numbers, RGB as a source hands it out, frames a second
+    "The first and the last clip of a video, once if they are the same."
     info = probe(path)
-    lengths = torch.tensor([info.frames])
-    numbers = uniform_clips(lengths, frames, stride, 2)[0].unique(dim=0)
-    scale = size / min(info.height, info.width)
-    high, wide = max(size, round(info.height * scale)), max(size, round(info.width * scale))
-    top, left = (high - size) // 2, (wide - size) // 2
-    clips = read_clips(path, numbers, (high, wide))
-    return numbers, clips[..., top : top + size, left : left + size], info.fps / stride
+    step = info.fps / clip.rate if clip.rate else 1.0  # frames from one sample to the next
+    lengths = torch.tensor([int(info.frames / step)])
+    samples = uniform_clips(lengths, clip.frames, clip.stride, 2)[0].unique(dim=0)
+    numbers = (samples * step + 1e-6).long()
+    clips = cut(read_clips(path, numbers, scaled(clip, info.height, info.width)), clip)
+    return numbers, clips, info.fps / step / clip.stride
+
+# %% ../../nbs/explain/34_gradcam.ipynb #25c3a9e8
+def looked_at(
+    clips: UInt8[Tensor, "n 3 t h w"],  # as a source hands them out
+    clip: Clip,  # what the network is shown
+) -> UInt8[Tensor, "n 3 t s s"]:  # the square that the network sees, before it is normalized
+    "The part of a frame that a map lies over."
+    side = clip.size if clip.picture == 'released' else min(clips.shape[3:])
+    return center_crop(clips, (side, side))
 
 # %% ../../nbs/explain/34_gradcam.ipynb #5274d8d1
 def _question(
@@ -409,7 +409,6 @@ def _question(
 # %% ../../nbs/explain/34_gradcam.ipynb #9e0af3ea
 def _check(
     out: str | Path,  # folder to write to
-    size: int,  # side of the network input, pixels
     target: str,  # what to explain
     film: str,  # kind of film
 ) -> None:
@@ -417,43 +416,51 @@ def _check(
     for what, value, good, remedy in (
         ('target', repr(target), target in ('similarity', 'class'), "use 'similarity' or 'class'"),
         ('film', repr(film), film in ('gif', 'mp4'), "use 'gif' or 'mp4'"),
-        ('size', size, size >= 8, 'give at least 8 pixels'),
         ('folder to write to', out, not Path(out).is_file(), 'it is a file: name a folder'),
     ):
         if not good:
             raise InputError(what, value, remedy)
+
+# %% ../../nbs/explain/34_gradcam.ipynb #aeabcd43
+def draw_video(
+    stem: Path,  # of the files to write
+    clips: UInt8[Tensor, "n 3 t h w"],  # RGB
+    cam: Float[Tensor, "n t h w"],  # in [0, 1]
+    titles: Sequence[str],  # one a clip
+    film: str,  # 'gif' or 'mp4'
+    fps: float,  # frames a second
+) -> list[Path]:  # the picture and the film
+    "A contact sheet and a film of frames beside their maps."
+    files = [stem.with_name(f'{stem.name}.gradcam.{end}') for end in ('png', film)]
+    with atomic(files[0]) as temp:
+        contact_sheet(clips, cam, titles, frames=8).savefig(temp)
+    scene = rearrange([clips, overlay(clips, cam)], 's n c t h w -> c t (n h) (s w)')
+    zoom = max(1, 112 // clips.shape[3])
+    write_video(files[1], scene.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), fps)
+    return files
 
 # %% ../../nbs/explain/34_gradcam.ipynb #4fd615dc
 def explain_video(
     network: nn.Module,  # network input -> embeddings, or logits for `target='class'`
     path: str | Path,  # a video file
     out: str | Path,  # folder to write to
-    frames: int = 16,  # of each clip
-    stride: int = 1,  # video frames from one clip frame to the next
-    size: int = 112,  # side of the network input, pixels
+    clip: Clip,  # what the network is shown
     target: str = 'similarity',  # 'similarity' of two clips of the video, or 'class'
     layer: str = '',  # module path; empty: the last map
     classes: Sequence[str] = (),  # names of the classes, for the titles
     film: str = 'gif',  # 'gif' or 'mp4'
-    prepare: Callable[[Tensor], Tensor] = network_input,  # RGB clips -> network input
 ) -> list[Path]:  # the picture and the film: NAME.gradcam.png, NAME.gradcam.gif
     "Explain two clips of a video in a contact sheet and a film."
-    _check(out, size, target, film)
-    numbers, clips, fps = two_clips(path, frames, stride, size)
+    _check(out, target, film)
+    numbers, clips, fps = two_clips(path, clip)
     if target == 'similarity' and len(clips) < 2:
-        needed = f'two different clips need {(frames - 1) * stride + 2}'
-        remedy = f'{needed}: ask for fewer frames or a smaller stride'
+        needed = f'two different clips need {(clip.frames - 1) * clip.stride + 2}'
+        remedy = f'{needed}: give a longer video'
         raise InputError(f'video {path}', f'{int(numbers.max()) + 1} frames', remedy)
     place = next((p.device for p in network.parameters()), torch.device('cpu'))
-    x = prepare(clips).to(place)
+    x, clips = view(clips, clip).to(place), looked_at(clips, clip)
     with _evaluating(network), torch.no_grad():
         score, titles = _question(network(x), target, classes)
     cam = upsample(gradcam(network, x, score, layer).cpu(), clips.shape[2:])
     titles = [f'from frame {n[0]}: {title}' for n, title in zip(numbers.tolist(), titles)]
-    files = [Path(out) / f'{Path(path).stem}.gradcam.{end}' for end in ('png', film)]
-    with atomic(files[0]) as temp:
-        contact_sheet(clips, cam, titles, frames=8).savefig(temp)
-    scene = rearrange([clips, overlay(clips, cam)], 's n c t h w -> c t (n h) (s w)')
-    zoom = max(1, 112 // size)
-    write_video(files[1], scene.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), fps)
-    return files
+    return draw_video(Path(out) / Path(path).stem, clips, cam, titles, film, fps)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.utils import flow_to_image
 
 from ..core.files import InputError, atomic
-from .flow import BOUND, FLOWS, flow, quantise
+from .flow import BOUND, FLOWS, flow, quantize
 
 # %% ../../nbs/motion/21_maps.ipynb #a8d8987e
 def _slopes(
@@ -154,7 +154,7 @@ def _write_bytes(
         with open(raw, 'wb') as file:
             for chunk in flows:
                 shape = [shape[0] + len(chunk), *chunk.shape[1:]]
-                file.write(quantise(chunk).cpu().numpy().tobytes())
+                file.write(quantize(chunk).cpu().numpy().tobytes())
         if shape[0]:
             planes = np.memmap(raw, np.uint8, 'r', shape=tuple(shape))
             np.savez_compressed(path, flow=planes, bound=BOUND, **settings)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..clips import transforms
 from ..clips.sampling import uniform_clips
 from ..core.files import InputError
+from ..core.settings import require_choices
 from ..digits.moving_digits import MovingDigits
 from ..evaluation.probes import Score, make_score
 from vidrepro.explain.gradcam import (
@@ -40,7 +41,8 @@ from vidrepro.explain.gradcam import (
     widen,
 )
 from ..learning.distributed import gather, world
-from ..learning.train import Recipe, adamw, require_choices
+from ..learning.recipe import Recipe
+from ..learning.train import adamw
 from ..learning.views import prepare
 from ..models.backbones import backbone, last_conv
 from ..motion.flow import FLOWS, flow

@@ -30,11 +30,13 @@ from ..clips.sampling import random_clips, uniform_clips
 from ..clips.transforms import gaussian_blur
 from ..core.files import InputError
 from ..core.random import generator
+from ..core.settings import require_choices
 from ..evaluation.probes import Score, extract, make_score
 from ..evaluation.retrieval import neighbours, retrieve
 from ..learning.distributed import gather, my_rows, world
 from ..learning.losses import contrast
-from ..learning.train import Callback, Recipe, adamw, require_choices
+from ..learning.recipe import Recipe
+from ..learning.train import Callback, adamw
 from ..learning.views import augment, prepare
 from ..models.backbones import backbone
 
