@@ -66,8 +66,9 @@ def flow(
     "Optical flow or motion boundaries of a video."
     use_threads(threads)
     info = probe(video)
-    scale = min(1, short / min(info.height, info.width)) if short else 1
-    size = tuple(max(16, 2 * round(side * scale / 2)) for side in (info.height, info.width))
+    own = min(info.height, info.width)
+    kept = min(short or own, own)
+    size = tuple(max(2, side * kept // own // 2 * 2) for side in (info.height, info.width))
     into = into if into.suffix else into / f'{video.stem}.{show}.mp4'
     count = write_flow(iter_frames(video, 16, size), into, method, show, info.fps)
     out.print(f'{into}: {count} flows of {size[1]} x {size[0]} pixels')

@@ -160,15 +160,11 @@ def _uniform_choice(
 def _shortest(
     lengths: Int[Tensor, "b"],  # frames of each video
     group: int,  # videos that share a transformation
-    same_video: bool,  # whether a group must be one video
 ) -> Int[Tensor, "g"]:  # frames
     "Length of the shortest video of each group of neighbours."
     if group < 1 or len(lengths) % group:
         raise InputError('lengths', f'{len(lengths)} videos', f'make it a multiple of {group=}')
-    members = lengths.reshape(-1, group)
-    if same_video and (members != members[:, :1]).any():
-        raise InputError('same_video', 'unequal lengths in a group', 'repeat each video in a row')
-    return members.amin(1)
+    return lengths.reshape(-1, group).amin(1)
 
 # %% ../../nbs/clips/14_sampling.ipynb #6b9024dd
 def _tec_transformation(
@@ -177,12 +173,11 @@ def _tec_transformation(
     n_frames: int,  # frames of a clip
     rates: Int[Tensor, "k"],  # speeds, source frames a step
     step: int,  # the shift is a multiple of this, frames
-    reverse: bool,  # whether clips may be played backwards
 ) -> tuple[Int[Tensor, "g 2"], Int[Tensor, "g 2"], Int[Tensor, "g"], Int[Tensor, "g"]]:
     "Steps 1 to 3 of the sampler: speed, direction, order class, shift."
     feasible = n_frames * rates <= length[:, None]
     speed = _uniform_choice(u[:, :2], torch.stack([feasible, feasible], 1))
-    direction = ((u[:, 2:4] < 0.5) & reverse).long()
+    direction = (u[:, 2:4] < 0.5).long()
     span_p, span_q = (n_frames * rates[speed]).unbind(1)
     low, high = shift_range(span_p, span_q, length, step)
     order = _uniform_choice(u[:, 4], low <= high)
@@ -197,24 +192,21 @@ def tec_tuples(
     speeds: Sequence[int] = (1, 2, 4, 8),  # source frames a step, by speed class
     group: int = 2,  # videos that share a relative transformation; 1: independent draws
     shift_step: int | None = None,  # the shift is a multiple of this, frames; none: n_frames // 2
-    reverse: bool = True,  # whether clips may be played backwards
-    same_video: bool = False,  # rows of a group are one video and share the start too
 ) -> TecTuples:  # clips and labels of the batch
     "Draw a pair of clips of every video; a group shares speeds, directions and shift."
     step = max(1, n_frames // 2) if shift_step is None else shift_step
     _require_positive(n_frames=n_frames, speeds=speeds, shift_step=step)
     _require_length(lengths, n_frames * min(speeds))
     rates = torch.tensor(speeds, device=lengths.device)
-    shortest = _shortest(lengths, group, same_video)
+    shortest = _shortest(lengths, group)
     u = torch.rand(
         len(lengths), 7, generator=generator, device=generator.device, dtype=torch.float64
     ).to(lengths.device)
-    shared = _tec_transformation(u[::group, :6], shortest, n_frames, rates, step, reverse)
+    shared = _tec_transformation(u[::group, :6], shortest, n_frames, rates, step)
     speed, direction, order, shift = (v.repeat_interleave(group, 0) for v in shared)
     span_p, span_q = (n_frames * rates[speed]).unbind(1)
-    own = u[::group, 6].repeat_interleave(group) if same_video else u[:, 6]
     last = lengths - torch.maximum(span_p, shift + span_q)
-    start = _uniform_integer(own, (-shift).clamp(min=0), last)
+    start = _uniform_integer(u[:, 6], (-shift).clamp(min=0), last)
     start = torch.stack([start, start + shift], 1)
     frames = frame_index(start, rates[speed], n_frames, direction)
     number = torch.arange(len(lengths), device=lengths.device) // group
