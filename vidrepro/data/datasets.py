@@ -28,7 +28,6 @@ from sklearn.model_selection import LeaveOneGroupOut
 from torch import Tensor
 
 from ..core.files import InputError, atomic
-from .video import VideoError, probe, read_clips
 
 # %% ../../nbs/data/08_datasets.ipynb #c9e4070d
 COLUMNS = ('path', 'label', 'start', 'end', 'split', 'group')
@@ -141,6 +140,8 @@ def scan_video(
     decode: bool = False,  # decode every frame
 ) -> Scan:  # facts, or a reason
     "Look at one file; whatever is wrong with it becomes the reason."
+    from vidrepro.data.video import VideoError, probe  # decoders are loaded where videos are opened
+
     try:
         info = probe(root / path, count='decode' if decode else 'packets')
     except VideoError as error:
@@ -193,6 +194,8 @@ class VideoFiles:
         if len(bad) == len(table) or (bad and self.on_bad.action == 'raise'):
             count = f'{len(bad)} of {len(table)} items are broken'
             remedy = f"{count}: repair or remove them, or use the policy 'skip'"
+            from vidrepro.data.video import VideoError
+
             raise VideoError(f'video {self.root / bad[0][0]}', bad[0][1], remedy)
         return verdicts
 
@@ -326,6 +329,8 @@ def read_item(
     wanted: Int64[Tensor, "n t"],  # frames, 0 = first of the segment
 ) -> UInt8[Tensor, "n c t h w"]:  # RGB
     "The clips of one item, from memory or from its file."
+    from vidrepro.data.video import read_clips
+
     if source.memory:
         return rearrange(source.memory[i][:, wanted], 'c n t h w -> n c t h w')
     return read_clips(source.files.root / path, first + wanted, source.size)
@@ -337,6 +342,8 @@ def decode_items(
     frames: Int64[Tensor, "b n t"],  # frames of each item, 0 = first of its segment
 ) -> UInt8[Tensor, "b n c t h w"]:  # RGB
     "A batch of clips, one decoding pass an item; a broken file raises, it is never replaced."
+    from vidrepro.data.video import VideoError
+
     items, spans = source.usable
     clips = []
     for i, wanted in zip(index.tolist(), frames):

@@ -15,16 +15,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped, UInt8
-from matplotlib.axes import Axes
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from ..clips.sampling import random_clips, uniform_clips
@@ -236,6 +231,8 @@ def logistic(
     seed: int = 0,  # which rows are held out
 ) -> tuple[Int[Tensor, "m"], dict]:  # predicted labels and how they were obtained
     "Multinomial logistic regression, Eq. (2), its decay chosen on a quarter of the training rows."
+    from sklearn.linear_model import LogisticRegression  # takes a second
+
     x, test = standardise(train_x, test_x)
 
     def fit(rows, decay, warm=None):
@@ -291,6 +288,8 @@ def svm(
     cost: float = 1.0,  # C of liblinear
 ) -> tuple[Int[Tensor, "m"], dict]:  # predicted labels and how they were obtained
     "One-against-rest linear SVM, Eq. (3): liblinear's L2-loss primal solver, no bias."
+    from sklearn.svm import LinearSVC  # takes a second
+
     if len(train_y.unique()) < 2:
         raise InputError("train labels", "one class", "give at least two classes")
     model = LinearSVC(C=cost, loss="squared_hinge", dual=False, fit_intercept=False, max_iter=10000)
@@ -481,9 +480,12 @@ def confusion(
     labels: Int[Tensor, "m"],  # true classes
     predicted: Int[Tensor, "_m"],  # answers
     classes: Sequence[str],  # names of all classes, in order
-    ax: Axes | None = None,  # where to draw; None: a new figure
-) -> Axes:  # rows: truth, columns: answer, each row in shares
+    ax: Any = None,  # where to draw, axes of Matplotlib; None: a new figure
+) -> Any:  # axes; rows: truth, columns: answer, each row in shares
     "Confusion matrix as a picture, rows normalised."
+    import matplotlib.pyplot as plt  # pictures only
+    from sklearn.metrics import confusion_matrix
+
     k, small = len(classes), 7
     shares = confusion_matrix(labels.cpu(), predicted.cpu(), labels=range(k), normalize="true")
     ax = ax or plt.subplots(figsize=(1 + 0.35 * k, 0.6 + 0.35 * k), dpi=80)[1]

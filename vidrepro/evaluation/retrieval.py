@@ -10,13 +10,11 @@ __all__ = ['directions', 'occurrences', 'exclusions', 'neighbours', 'hit_chance'
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.files import InputError
@@ -192,8 +190,10 @@ def panel(
     found: Int[Tensor, "q k"],  # neighbours of all queries, nearest first
     rows: Int[Tensor, "r"],  # queries to draw, e.g. from `examples`
     span: int = 4,  # frames between the three tints
-) -> Figure:  # one row a query; green frame: same class, red: another
+) -> Any:  # figure of Matplotlib; one row a query; green frame: same class, red: another
     "Queries in the first column, their nearest neighbours beside them."
+    import matplotlib.pyplot as plt  # pictures only
+
     k = found.shape[1]
     fig, axes = plt.subplots(
         len(rows), 1 + k, figsize=(0.6 * (1 + k), 0.76 * len(rows)), dpi=80, squeeze=False

@@ -14,22 +14,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.figure import Figure
 from PIL import Image
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ..clips.sampling import uniform_clips
 from ..clips.transforms import normalize
 from ..core.files import InputError, atomic
-from ..data.video import probe, read_clips
 
 # %% ../../nbs/explain/34_gradcam.ipynb #ab530e79
 def weighted_map(
@@ -267,6 +262,8 @@ def rank_correlation(
     other: Float[Tensor, "b t h w"],  # other maps of the same clips
 ) -> Float[Tensor, "b"]:  # in [-1, 1]; 0 if one map is constant
     "Spearman's correlation: do two maps put the places of a clip in the same order?"
+    from scipy.stats import rankdata  # takes a second
+
     _same_shape(cam, other, 'other')
     ranks = (rankdata(x.flatten(1).double().cpu().numpy(), axis=1) for x in (cam, other))
     a, b = (torch.from_numpy(r - r.mean(1, keepdims=True)) for r in ranks)
@@ -280,10 +277,12 @@ def overlay(
     colours: str = 'inferno',  # a Matplotlib colour map, best a perceptually uniform one
 ) -> UInt8[Tensor, "*b 3 t h w"]:  # RGB frames
     "Maps in colour over grey frames, each scaled by its maximum over the clip."
+    from matplotlib import colormaps  # pictures only
+
     _same_shape(cam, clips.select(-4, 0), 'frames')
     peak = cam.amax((-3, -2, -1), keepdim=True)
     share = (cam / peak.clamp(min=torch.finfo(cam.dtype).tiny)).float().cpu()
-    table = torch.tensor(matplotlib.colormaps[colours](np.arange(256))[:, :3] * 255).float()
+    table = torch.tensor(colormaps[colours](np.arange(256))[:, :3] * 255).float()
     colour = rearrange(table[(share * 255).round().long()], '... t h w c -> ... c t h w')
     opacity = alpha * share.unsqueeze(-4)
     grey = reduce(clips.cpu().float(), '... c t h w -> ... 1 t h w', 'mean')
@@ -297,8 +296,10 @@ def contact_sheet(
     mask: Bool[Tensor, "b t h w"] | None = None,  # pixels to outline
     frames: int = 4,  # of each clip, from first to last
     across: int = 1,  # clips side by side
-) -> Figure:  # frames above, overlay below
+) -> Any:  # figure of Matplotlib: frames above, overlay below
     "Clips and their maps, the object outlined."
+    from matplotlib.figure import Figure  # pictures only
+
     if not len(titles) == len(clips) == len(cam):
         raise InputError('titles', f'{len(titles)} for {len(clips)} clips', 'give one a clip')
     shown = torch.linspace(0, clips.shape[2] - 1, min(frames, clips.shape[2])).round().long()
@@ -350,6 +351,8 @@ def _write_mp4(
     fps: float,  # frames a second
 ) -> None:
     "H.264 that every player shows."
+    import av  # only who writes needs a codec
+
     odd = [(0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)]
     pictures = np.pad(pictures, odd, mode='edge')
     with av.open(str(path), 'w') as file:
@@ -377,6 +380,8 @@ def two_clips(
     Int[Tensor, "n t"], UInt8[Tensor, "n 3 t h w"], float
 ]:  # frame numbers, RGB, frames a second
     "The first and the last clip of a video, once if they are the same, cut to the central square."
+    from vidrepro.data.video import probe, read_clips
+
     info = probe(path)
     lengths = torch.tensor([info.frames])
     numbers = uniform_clips(lengths, frames, stride, 2)[0].unique(dim=0)

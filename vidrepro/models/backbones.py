@@ -10,12 +10,9 @@ __all__ = ['BACKBONES', 'Block', 'TinyR3D', 'middle', 'Conv2Plus1D', 'r2plus1d',
 from functools import partial
 
 import torch.nn.functional as F
-import torchvision.models as images
-import torchvision.models.video as tv
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair, _triple
-from torchvision.models.video import resnet
 
 from ..core.files import InputError
 
@@ -73,11 +70,18 @@ def middle(
     return 27 * c_in * c_out // (9 * c_in + 3 * c_out)
 
 # %% ../../nbs/models/22_backbones.ipynb #d6fe9df8
-class Conv2Plus1D(resnet.Conv2Plus1D):
+class Conv2Plus1D(nn.Sequential):
     "A (2+1)D convolution with its own width, Eq. (3), whatever width the block around it shares."
 
     def __init__(self, c_in: int, c_out: int, shared: int, stride: int = 1):
-        super().__init__(c_in, c_out, middle(c_in, c_out), stride)
+        width = middle(c_in, c_out)
+        space = nn.Conv3d(c_in, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
+        time = nn.Conv3d(width, c_out, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
+        super().__init__(space, nn.BatchNorm3d(width), nn.ReLU(inplace=True), time)
+
+    @staticmethod
+    def get_downsample_stride(stride: int) -> tuple[int, int, int]:
+        return stride, stride, stride
 
 # %% ../../nbs/models/22_backbones.ipynb #7316bf57
 def r2plus1d(
@@ -90,6 +94,8 @@ def r2plus1d(
     widths: str = 'conv',  # who has a middle width: each 'conv' (Caffe2), or each 'block' (torchvision)
 ) -> nn.Module:  # torchvision's `VideoResNet`, with its classifier `fc`
     "R(2+1)D of basic blocks, under either rule for the middle width."
+    from torchvision.models.video import resnet  # takes as long to load as all the rest
+
     makers = {'conv': Conv2Plus1D, 'block': resnet.Conv2Plus1D}
     if widths not in makers:
         raise InputError('widths', repr(widths), "use 'conv' or 'block'")
@@ -223,11 +229,8 @@ BACKBONES = (
 _OURS = dict(
     tiny=TinyR3D, tiny_2d=partial(TinyR3D, time=1), r2plus1d_34=r2plus1d_34, r2plus1d_50=P3DResNet50
 )
-_THEIRS = dict(
-    r3d_18=(tv.r3d_18, tv.R3D_18_Weights),
-    r2plus1d_18=(tv.r2plus1d_18, tv.R2Plus1D_18_Weights),
-    resnet_18_2d=(images.resnet18, images.ResNet18_Weights),
-    resnet_50_2d=(images.resnet50, images.ResNet50_Weights),
+_THEIRS = dict(  # under which name torchvision has it
+    r3d_18='r3d_18', r2plus1d_18='r2plus1d_18', resnet_18_2d='resnet18', resnet_50_2d='resnet50'
 )
 
 # %% ../../nbs/models/22_backbones.ipynb #c09b95f5
@@ -248,12 +251,14 @@ def backbone(
     if name in _OURS:
         model = _OURS[name]()
     else:
-        make, known = _THEIRS[name]
+        from torchvision.models import get_model, get_model_weights
+
+        known = get_model_weights(_THEIRS[name])
         if weights and weights not in known.__members__:
             raise InputError(
                 f'weights of {name}', repr(weights), f"use one of {', '.join(known.__members__)}"
             )
-        model = make(weights=weights and known[weights])
+        model = get_model(_THEIRS[name], weights=weights and known[weights])
     if hasattr(model, 'fc'):
         model.dim, model.fc = model.fc.in_features, nn.Identity()
     return per_frame(model) if name.startswith('resnet') else model

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -179,6 +178,8 @@ def _median(
     "The fastest median filter at hand."
     if planes.device.type != 'cpu' or planes.dtype != torch.float32:
         return _median_planes(planes, side)
+    import cv2  # on the processor only
+
     images = [cv2.medianBlur(image, side) for image in planes.numpy()]
     return torch.from_numpy(np.stack(images)).view(planes.shape)
 
@@ -348,6 +349,8 @@ def dis(
     "Dense inverse search, OpenCV's medium preset; images of at least 12 pixels a side."
     if min(a.shape[1:]) < 12:
         raise InputError('images', tuple(a.shape[1:]), 'give at least 12 pixels a side to dis')
+    import cv2
+
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return _by_opencv(a, b, lambda first, second: finder.calc(first, second, None))
 
@@ -357,6 +360,8 @@ def farneback(
     b: Float[Tensor, 'b h w'],  # second images
 ) -> Float[Tensor, 'b 2 h w']:  # pixels
     "Farnebäck's polynomials with the settings of OpenCV's own example."
+    import cv2
+
     settings = (None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return _by_opencv(a, b, lambda x, y: cv2.calcOpticalFlowFarneback(x, y, *settings))
 

@@ -18,14 +18,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from ..clips import transforms
@@ -43,7 +40,6 @@ from vidrepro.data.datasets import (
     video_table,
     write_tsp_csv,
 )
-from ..data.video import probe as probe_video
 from ..digits.moving_digits import MOTIONS, MovingDigits
 from vidrepro.digits.untrimmed import (
     ACTIVITYNET_SHORTEST,
@@ -371,6 +367,8 @@ def write_gvf(
     gvf: Float[Tensor, "v d"],  # one a video
 ) -> None:
     "Write global features as the authors' code reads them: one vector a video, its name the key."
+    import h5py  # only who has such files needs it
+
     with atomic(file) as out, h5py.File(out, 'w') as store:
         for name, row in zip(names, gvf.numpy(), strict=True):
             store.create_dataset(name, data=row, compression='gzip', compression_opts=9)
@@ -382,6 +380,8 @@ def read_gvf(
     dim: int,  # length of a feature
 ) -> Float[Tensor, "v {dim}"]:  # in the order of `names`
     "Read global features, of whichever file has one vector for each video."
+    import h5py
+
     rows = []
     with h5py.File(file) as store:
         for name in names:
@@ -668,6 +668,8 @@ def _within(
     video: Int[Tensor, "m"],  # number of its video
 ) -> Float[Tensor, "v"]:  # area under the curve of each video that has both kinds
     "How well an answer ranks action above background, video by video."
+    from sklearn.metrics import roc_auc_score  # takes a second
+
     found = []
     for number in video.unique():
         of = (video == number) & (labels > -2)
@@ -683,6 +685,8 @@ def region_scores(
     protocol: dict,  # what to say of it
 ) -> list[Score]:  # on clips inside one segment, and on all
     "Action against background, by a linear classifier; mean area under the curve of a video."
+    from sklearn.linear_model import LogisticRegression  # takes a second
+
     known = train.inside > -2
     x, y = standardise(train.features[known].double(), test.features.double())
     model = LogisticRegression(C=1 / (0.01 * len(x)), max_iter=2000)
@@ -778,13 +782,15 @@ def _find_videos(
     annotated: pd.DataFrame,  # from `read_activitynet`
 ) -> pd.DataFrame:  # video, subset, filename, fps, video-frames; only what is there
     "The files of annotated videos, probed."
+    from vidrepro.data.video import probe  # decoders are loaded where videos are opened
+
     rows = []
     for subset in annotated.subset.unique():
         folder = root / SUBSETS.get(subset, subset)
         files = {p.stem.removeprefix('v_'): p for p in sorted(folder.glob('*')) if p.is_file()}
         for video in annotated[annotated.subset == subset].video.unique():
             if file := files.get(video.removeprefix('v_')):
-                info = probe_video(file)
+                info = probe(file)
                 rows.append((video, folder.name, file.name, float(info.fps), info.frames))
     if not rows:
         remedy = 'put them into folders train, valid, test, named as in the annotations'
