@@ -28,7 +28,6 @@ from ..clips.contract import Clip, cut, scaled
 from ..core.files import InputError, atomic
 from .clock import sample_count, sample_times, shown, slack
 from .door import MANIFEST, Found, assign_splits, find, fingerprint, split_of
-from .video import VideoError, frame_times, probe, read_clips
 
 # %% ../../nbs/data/09_datasets.ipynb #c9e4070d
 COLUMNS = ('path', 'label', 'start', 'end', 'split', 'group')
@@ -143,6 +142,8 @@ def scan_video(
     decode: bool = False,  # decode every frame
 ) -> Scan:  # facts, or a reason
     "Look at one file; whatever is wrong with it becomes the reason."
+    from vidrepro.data.video import VideoError, probe  # needs a decoder
+
     try:
         info = probe(root / path, count='decode' if decode else 'packets')
     except VideoError as error:
@@ -209,6 +210,8 @@ class VideoFiles:
 
     def judge(self, table: pd.DataFrame, rate: float = 0.0) -> pd.DataFrame:  # as `judge`
         "Scan the files of a table and apply the policy."
+        from vidrepro.data.opening import VideoError
+
         listed = self.on_bad.listed()
         self.scan([path for path in table.path.unique() if path not in listed])
         verdicts = judge(table, self.scans, listed, rate)
@@ -372,6 +375,8 @@ def stored_frames(
     rate: float,  # samples a second
 ) -> Int64[Tensor, "*n"]:  # frame numbers in the file
     "What is on the screen when samples are taken."
+    from vidrepro.data.video import frame_times
+
     index, seconds, _ = frame_times(path)
     times = sample_times(start, sample.numpy(), rate)
     return torch.from_numpy(shown(seconds, times, slack(float(index.tick))))
@@ -385,6 +390,8 @@ def read_item(
     wanted: Int64[Tensor, "n t"],  # frames or samples, 0 = first of the segment
 ) -> UInt8[Tensor, "n c t h w"]:  # RGB
     "The clips of one item, from memory or from its file."
+    from vidrepro.data.video import read_clips
+
     if source.memory:
         if source.memory[i].shape[1] != source.lengths[i]:
             remedy = 'other frames are in memory: set it before cached()'
@@ -405,6 +412,8 @@ def decode_items(
     frames: Int64[Tensor, "b n t"],  # frames or samples of each, 0 = first of its segment
 ) -> UInt8[Tensor, "b n c t h w"]:  # RGB
     "A batch of clips, one decoding pass an item; a broken file raises, it is never replaced."
+    from vidrepro.data.opening import VideoError
+
     items, spans = source.usable
     clips = []
     for i, wanted in zip(index.tolist(), frames):

@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ from ..clips.contract import Clip, cut, scaled, view
 from ..clips.sampling import uniform_clips
 from ..clips.transforms import center_crop
 from ..core.files import InputError, atomic
-from ..data.video import probe, read_clips
 from ..evaluation.probes import evaluating
 
 # %% ../../nbs/explain/34_gradcam.ipynb #ab530e79
@@ -354,6 +352,8 @@ def _write_mp4(
     fps: float,  # frames a second
 ) -> None:
     "H.264 that every player shows."
+    import av
+
     odd = [(0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)]
     pictures = np.pad(pictures, odd, mode='edge')
     with av.open(str(path), 'w') as file:
@@ -372,6 +372,8 @@ def two_clips(
     Int[Tensor, "n t"], UInt8[Tensor, "n 3 t h w"], float
 ]:  # frame numbers, RGB as a source hands it out, frames a second
     "The first and the last clip of a video, once if they are the same."
+    from vidrepro.data.video import probe, read_clips
+
     info = probe(path)
     step = info.fps / clip.rate if clip.rate else 1.0  # frames from one sample to the next
     lengths = torch.tensor([int(info.frames / step)])

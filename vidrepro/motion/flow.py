@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -177,6 +176,8 @@ def _median(
     side: int,  # of the window: 3 or 5
 ) -> Float[Tensor, 'm h w']:
     "The fastest median filter at hand."
+    import cv2
+
     if planes.device.type != 'cpu' or planes.dtype != torch.float32:
         return _median_planes(planes, side)
     images = [cv2.medianBlur(image, side) for image in planes.numpy()]
@@ -367,6 +368,8 @@ def dis(
     b: Float[Tensor, 'b h w'],  # second images
 ) -> Float[Tensor, 'b 2 h w']:  # pixels
     "Dense inverse search, OpenCV's medium preset; images of at least 12 pixels a side."
+    import cv2
+
     _require_pairs(a, b, 12)
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return _by_opencv(a, b, lambda first, second: finder.calc(first, second, None))
@@ -377,6 +380,8 @@ def farneback(
     b: Float[Tensor, 'b h w'],  # second images
 ) -> Float[Tensor, 'b 2 h w']:  # pixels
     "Farnebäck's polynomials with the settings of OpenCV's own example."
+    import cv2
+
     _require_pairs(a, b)
     settings = (None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return _by_opencv(a, b, lambda x, y: cv2.calcOpticalFlowFarneback(x, y, *settings))

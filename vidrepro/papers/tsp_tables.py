@@ -20,7 +20,6 @@ from ..core.files import InputError, atomic
 from ..data.annotations import METADATA, read_activitynet, read_tsp_csv, write_tsp_csv
 from ..data.datasets import VideoDataset, VideoFiles, bad_policy, segment_span, video_table
 from ..data.door import walk_folder
-from ..data.video import probe as probe_video
 from ..digits.untrimmed import ACTIVITYNET_SHORTEST, Segments, add_background
 
 # %% ../../nbs/papers/70_tsp_tables.ipynb #59788e9a
@@ -177,6 +176,8 @@ def _find_videos(
     annotated: pd.DataFrame,  # from `read_activitynet`
 ) -> pd.DataFrame:  # video, subset, filename, fps, video-frames; only what is there
     "The files of annotated videos, probed."
+    from vidrepro.data.video import probe as probe_video
+
     rows = []
     for subset in annotated.subset.unique():
         folder = root / SUBSETS.get(subset, subset)

@@ -15,8 +15,6 @@ import torch
 
 from ..core.files import InputError
 from ..data.datasets import from_folder, from_list
-from ..data.formats import load_dataset
-from ..data.shards import SHARDS, open_shards
 from ..digits.moving_digits import MovingDigits
 from ..learning.recipe import Recipe
 from .methods import hook, pick_method
@@ -74,6 +72,8 @@ def _named(
     cfg: Recipe,  # settings: `data` is the name of a card
 ) -> Any:  # all its videos
     "A data set that has a card."
+    from vidrepro.data.formats import load_dataset
+
     if os.sep in cfg.data:
         raise InputError('setting data', repr(cfg.data), 'no such folder or file')
     if not cfg.root:
@@ -88,6 +88,8 @@ def opened(
     cfg: Recipe,  # settings: `data`, `root`, `bad`, and those of a clip
 ) -> Any:  # a source with splits
     "All videos that a setting names, as clips of its contract."
+    from vidrepro.data.shards import SHARDS, open_shards
+
     where = Path(cfg.data)
     if (where / SHARDS).is_file():
         return open_shards(where)
