@@ -84,7 +84,7 @@ def each_by_seeking(path, frames, size):
 
 
 def by_torchcodec(path, frames, size):
-    "One pass, resized afterwards; torchcodec reads the largest stream, `read_clips` the first."
+    "One pass, resized afterwards."
     from torchcodec.decoders import VideoDecoder
 
     pictures = (

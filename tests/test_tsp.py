@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
-from vidrepro.data.datasets import read_tsp_csv
+from vidrepro.data.annotations import read_tsp_csv
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.digits.untrimmed import THUMOS14_SHORTEST, Script, Segments, UntrimmedDigits, compose
 from vidrepro.experiments.tables import suites

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
-from vidrepro.data.datasets import from_folder, read_activitynet, read_tsp_csv
+from vidrepro.data.annotations import read_activitynet, read_tsp_csv
+from vidrepro.data.datasets import from_folder
 from vidrepro.data.video import probe, read_clips
 from vidrepro.digits.moving_digits import MovingDigits, write_video, write_videos
 from vidrepro.digits.untrimmed import (

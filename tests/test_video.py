@@ -30,11 +30,11 @@ EXAMPLES = settings(
 # ---- oracle and files ----------------------------------------------------------------------------
 
 
-def plain(path, keep=None):
+def plain(path, keep=None, film=0):
     "The slowest correct reader: all frames in order, upright, up to the first error."
     pictures = []
     with contextlib.suppress(av.error.FFmpegError), av.open(str(path)) as file:
-        for number, frame in enumerate(file.decode(video=0)):
+        for number, frame in enumerate(file.decode(video=film)):
             wanted = keep is None or number in keep
             turns = round(frame.rotation / 90)
             pictures.append(np.rot90(frame.to_ndarray(format='rgb24'), turns) if wanted else None)
@@ -429,13 +429,16 @@ def rows(data_dir, group):
         return list(csv.DictReader(file))
 
 
+BEST = {'torchcodec/nasa_13013.mp4': (1, 390)}  # the manifest describes the first, smaller stream
+
+
 @pytest.mark.parametrize('group', ['derived', 'real'])
 def test_odd_files(group, data_dir):
     "Every odd file is what its manifest says, and its frames are plain decoding's."
     rng = np.random.default_rng(0)
     for row in rows(data_dir, group):
         path = data_dir / 'odd' / group / row['file']
-        frames = int(row['decoded_frames'])
+        film, frames = BEST.get(row['file'], (0, int(row['decoded_frames'])))
         if not frames or 'bitflips' in row['file']:
             with pytest.raises(VideoError) as caught:
                 read_clips(path, [[0]])
@@ -449,7 +452,7 @@ def test_odd_files(group, data_dir):
                 read_clips(path, [[0]])
             continue
         numbers = some(frames, rng)
-        pictures = plain(path, numbers)
+        pictures = plain(path, numbers, film)
         assert len(pictures) == frames, row['file']
         if row['sizes']:  # the size changes in mid-stream
             with pytest.raises(VideoError, match='give `size`'):

@@ -24,11 +24,11 @@ from einops import rearrange
 from jaxtyping import UInt8
 
 from ..captions import captioner as captioning
+from .data import group
 from .features import Backbone, RunPath, Weights, pick_encoder
-from .options import group
 from ..core.files import InputError, atomic
 from ..core.settings import parse
-from ..data.datasets import read_activitynet
+from ..data.annotations import read_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..localize import detect as detection

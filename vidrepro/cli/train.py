@@ -82,7 +82,7 @@ def train(
     ] = '',  # empty: as the preset says
     device: Device = None,  # where to compute
     threads: Threads = 0,  # of the processor
-    set_: Changes = [],  # settings to change # noqa: B006
+    set_: Changes = [],  # settings to change
     resume: Annotated[
         bool, typer.Option('--resume', help="Go on from the folder's checkpoint.")
     ] = False,  # which must be there
@@ -104,7 +104,11 @@ def train(
     introduce(run, source)
     if dry_run:
         return estimate(run, source, device)
-    saved = execute.train(run, home, device, resume=resume)
+    try:
+        saved = execute.train(run, home, device, resume=resume)
+    except KeyboardInterrupt:
+        out.print(f'Stopped and saved; the same command with --resume goes on in {home}')
+        raise
     out.print(f'Saved {saved.checkpoint}. Next: vidrepro evaluate {home}')
 
 # %% ../../nbs/cli/94_train.ipynb #a6bc77c1
@@ -275,7 +279,7 @@ def demo(
     jobs: Annotated[
         int, typer.Option(min=0, help='Processes at a time.', show_default='one a core, at most 2')
     ] = 0,  # of this machine
-    set_: Changes = [],  # settings to change # noqa: B006
+    set_: Changes = [],  # settings to change
 ) -> None:
     "Train TEC and an instance-contrast twin of equal budget on Moving Digits, and compare them."
     cfg = pick_preset('tec', 'tiny', **changes(set_))

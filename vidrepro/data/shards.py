@@ -133,6 +133,8 @@ def pack(
     out = Path(out)
     if (out / 'index.json').exists():
         raise InputError(f'folder {out}', 'finished shards', 'give another folder or remove it')
+    if source.rate:
+        raise InputError('rate', source.rate, 'shards hold whole files: pack the source at rate 0')
     if max_count < 1 or max_mb <= 0 or not name or '/' in name:
         raise InputError('shards', (name, max_count, max_mb), 'needs a name and bounds above 0')
     sizes = sized_paths(source, seed)

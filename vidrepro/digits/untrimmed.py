@@ -22,13 +22,8 @@ from torch import Tensor
 
 from ..core.files import InputError, atomic
 from ..core.random import hash_uniform
-from vidrepro.data.datasets import (
-    GROUND_TRUTH,
-    METADATA,
-    VideoDataset,
-    write_activitynet,
-    write_tsp_csv,
-)
+from ..data.annotations import GROUND_TRUTH, METADATA, write_activitynet, write_tsp_csv
+from ..data.datasets import VideoDataset
 from .moving_digits import SIDES, MovingDigits, Pose, write_video
 
 # %% ../../nbs/digits/18_untrimmed.ipynb #a2d574ec

@@ -336,26 +336,29 @@ class Schedule(Callback):
 
 # %% ../../nbs/learning/29_train.ipynb #2dc50208
 class EMA(Callback):
-    "A slow copy of the weights, Eq. (3); buffers are copied as they are."
+    "Parts of the model that slowly follow others after each step, Eq. (3)."
 
     order = 10
 
-    def __init__(self, model: nn.Module, momentum: float = 0.99):
-        self.model, self.momentum = model.requires_grad_(False), momentum
+    def __init__(
+        self,
+        pairs: dict[str, str],  # name of the slow part -> name of the part that it follows
+        momentum: float = 0.99,  # how slowly, 0 (a copy) to 1 (never)
+        buffers: bool = True,  # copy those; or leave the slow part its own
+    ):
+        self.pairs, self.momentum, self.buffers = pairs, momentum, buffers
 
     @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        for pair in self.pairs.items():
+            slow, fast = map(model.get_submodule, pair)
+            for s, f in zip(slow.parameters(), fast.parameters(), strict=True):
+                s.lerp_(f, 1 - self.momentum)
+            for s, f in zip(slow.buffers(), fast.buffers()) if self.buffers else ():
+                s.copy_(f)
+
     def after_step(self, learn):
-        source = learn.accelerator.unwrap_model(learn.model)
-        for slow, fast in zip(self.model.parameters(), source.parameters()):
-            slow.lerp_(fast, 1 - self.momentum)
-        for slow, fast in zip(self.model.buffers(), source.buffers()):
-            slow.copy_(fast)
-
-    def state(self):
-        return dict(self.model.state_dict())
-
-    def load(self, state):
-        self.model.load_state_dict(state)
+        self.follow(learn.accelerator.unwrap_model(learn.model))
 
 # %% ../../nbs/learning/29_train.ipynb #e4d69ac6
 class Log(Callback):

@@ -17,17 +17,9 @@ from torch import Tensor
 
 from ..clips.contract import Clip
 from ..core.files import InputError, atomic
-from vidrepro.data.datasets import (
-    METADATA,
-    VideoDataset,
-    VideoFiles,
-    bad_policy,
-    read_activitynet,
-    read_tsp_csv,
-    segment_span,
-    video_table,
-    write_tsp_csv,
-)
+from ..data.annotations import METADATA, read_activitynet, read_tsp_csv, write_tsp_csv
+from ..data.datasets import VideoDataset, VideoFiles, bad_policy, segment_span, video_table
+from ..data.door import walk_folder
 from ..data.video import probe as probe_video
 from ..digits.untrimmed import ACTIVITYNET_SHORTEST, Segments, add_background
 
@@ -89,7 +81,12 @@ def read_segments(
     names = table['filename'].drop_duplicates().tolist()
     files = VideoFiles(root / subset, bad_policy(bad))
     source = VideoDataset(
-        video_table(names, [-1] * len(names)), tuple(classes), files, file.stem, clip=clip
+        video_table(names, [-1] * len(names)),
+        tuple(classes),
+        files,
+        file.stem,
+        clip=clip,
+        rate=clip.rate,
     )
     there = {path: k for k, path in enumerate(source.items.path)}
     rows = _spans(table, clip.rate).assign(
@@ -162,6 +159,19 @@ def read_gvf(
     return torch.stack(rows)
 
 # %% ../../nbs/papers/70_tsp_tables.ipynb #d006f2b6
+def _by_name(
+    folder: Path,  # of one subset
+) -> dict[str, Path]:
+    "Videos by their name without ending and `v_`; two may not share one."
+    files = {}
+    for path in walk_folder(folder)[0]:
+        name = Path(path).stem.removeprefix('v_')
+        if (other := files.setdefault(name, folder / path)) != folder / path:
+            given = f'{other.relative_to(folder)} and {path}'
+            raise InputError(f'videos {name} in {folder}', given, 'keep one of them')
+    return files
+
+
 def _find_videos(
     root: Path,  # with folders `train`, `valid`, `test`
     annotated: pd.DataFrame,  # from `read_activitynet`
@@ -170,11 +180,19 @@ def _find_videos(
     rows = []
     for subset in annotated.subset.unique():
         folder = root / SUBSETS.get(subset, subset)
-        files = {p.stem.removeprefix('v_'): p for p in sorted(folder.glob('*')) if p.is_file()}
+        files = _by_name(folder) if folder.is_dir() else {}
         for video in annotated[annotated.subset == subset].video.unique():
             if file := files.get(video.removeprefix('v_')):
                 info = probe_video(file)
-                rows.append((video, folder.name, file.name, float(info.fps), info.frames))
+                rows.append(
+                    (
+                        video,
+                        folder.name,
+                        file.relative_to(folder).as_posix(),
+                        float(info.fps),
+                        info.frames,
+                    )
+                )
     if not rows:
         remedy = 'put them into folders train, valid, test, named as in the annotations'
         raise InputError(f'videos in {root}', 'none of the annotated ones', remedy)
