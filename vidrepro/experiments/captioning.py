@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ..captions import captioner as captioning
-from ..captions.captioner import METEOR, bleu, captions_of, claims_of, dense_scores, describe
+from ..captions.captioner import describe, train_captioner
+from ..captions.metrics import METEOR, TIOU, bleu, dense_scores
 from ..core.results import load_run, save_run
+from ..digits.told import captions_of, claims_of
 from vidrepro.experiments.localization import (
     SEEDS,
     Task,
@@ -80,7 +82,7 @@ def judge_captions(
 ]:  # measures, their floor, curve, captions
     "Train captioner and detector on features and rate what is said of others."
     train, test = standardised(train, test)
-    model = captioning.fit(train, pd.concat(written, ignore_index=True), config, seed)
+    model = train_captioner(train, pd.concat(written, ignore_index=True), config, seed)
     proposals = propose(detect.fit('bmn', train, proposer, seed), test)
     dense, true = describe(model, test, proposals), describe(model, test, references[0])
     neighbour = {e.name: test[i - 1].name for i, e in enumerate(test)}
@@ -144,7 +146,7 @@ def caption_run(
     settings = row.seed, row.config, row.proposer
     values, floor, curve, captions = judge_captions(train, test, written, references, *settings)
     about = dict(videos=task.test, actions=len(references[0]), annotators=len(references))
-    about |= dict(thresholds=list(captioning.TIOU), most=100, proposals='BMN, same features')
+    about |= dict(thresholds=list(TIOU), most=100, proposals='BMN, same features')
     about |= dict(features='standardised over training rows', span=span)
     about |= dict(split='other videos, digits and scenes')
     protocol = {k: dict(about, chance=floor[k]) for k in values}

@@ -4,26 +4,22 @@
 
 # %% auto #0
 __all__ = ['weighted_map', 'layers', 'gradcam', 'class_target', 'retrieval_target', 'similarity_target', 'upsample', 'area',
-           'widen', 'energy_inside', 'pointing_game', 'map_similarity', 'rank_correlation', 'overlay', 'contact_sheet',
-           'write_video', 'two_clips', 'looked_at', 'draw_video', 'explain_video']
+           'widen', 'energy_inside', 'map_similarity', 'rank_correlation', 'overlay', 'contact_sheet', 'write_video',
+           'two_clips', 'looked_at', 'draw_video', 'explain_video']
 
 # %% ../../nbs/explain/34_gradcam.ipynb #25aca2fd
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.figure import Figure
 from PIL import Image
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ..clips.contract import Clip, cut, scaled, view
@@ -31,6 +27,7 @@ from ..clips.sampling import uniform_clips
 from ..clips.transforms import center_crop
 from ..core.files import InputError, atomic
 from ..data.video import probe, read_clips
+from ..evaluation.probes import evaluating
 
 # %% ../../nbs/explain/34_gradcam.ipynb #ab530e79
 def weighted_map(
@@ -42,43 +39,34 @@ def weighted_map(
     weights = reduce(gradient.to(kind), 'b c t h w -> b c 1 1 1', 'mean')
     return F.relu((weights * features.to(kind)).sum(1))
 
-# %% ../../nbs/explain/34_gradcam.ipynb #5aff46d8
-@contextmanager
-def _evaluating(
-    model: nn.Module,  # any network
-) -> Iterator[None]:  # for the length of a block
-    "Every module in evaluation mode, and back as it was."
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-
 # %% ../../nbs/explain/34_gradcam.ipynb #b5cc14f2
+def _noted(
+    found: dict,  # filled with the names of layers, in the order in which they finish
+    name: str,  # of the layer
+) -> Callable:  # a forward hook
+    "Note a layer whose output is a map."
+
+    def hook(module, inputs, output):
+        is_map = isinstance(output, Tensor) and output.ndim in (4, 5)
+        if is_map and output.shape[-2:].numel() > 1:
+            found.pop(name, None)
+            found[name] = None
+
+    return hook
+
+# %% ../../nbs/explain/34_gradcam.ipynb #b5cc14f3
 def layers(
     model: nn.Module,  # any clip network
     clips: Float[Tensor, "b c t h w"] | None = None,  # a sample; none: 8 grey frames of 64 x 64
 ) -> list[str]:  # module names in the order they finish; the last one is the default of `gradcam`
     "Modules whose output is a map with more than one cell a frame."
-    found = {}
-
-    def note(name):
-        def hook(module, inputs, output):
-            is_map = isinstance(output, Tensor) and output.ndim in (4, 5)
-            if is_map and output.shape[-2:].numel() > 1:
-                found.pop(name, None)
-                found[name] = None
-
-        return hook
-
-    place = next((p.device for p in model.parameters()), torch.device('cpu'))
-    sample = torch.zeros(1, 3, 8, 64, 64, device=place) if clips is None else clips[:1]
-    handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
+    found, handles = {}, []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(_noted(found, name)))
     try:
-        with _evaluating(model), torch.no_grad():
-            model(sample)
+        with evaluating(model) as place, torch.no_grad():
+            model(torch.zeros(1, 3, 8, 64, 64, device=place) if clips is None else clips[:1])
     finally:
         for handle in handles:
             handle.remove()
@@ -100,6 +88,21 @@ def _joined(
     raise InputError(f'layer {name}', given, remedy)
 
 # %% ../../nbs/explain/34_gradcam.ipynb #4d4d7e71
+def _kept(
+    maps: list[Tensor],  # filled with the outputs of the layer
+    name: str,  # of the layer
+) -> Callable:  # a forward hook
+    "Cut the network at a layer: keep what comes out, let a copy go on."
+
+    def keep(module, inputs, output):
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise InputError(f'layer {name}', type(output).__name__, 'name one that returns a map')
+        maps.append(output.detach().requires_grad_())
+        return maps[-1].clone()
+
+    return keep
+
+# %% ../../nbs/explain/34_gradcam.ipynb #4d4d7e72
 def _gradient_at(
     model: nn.Module,  # any clip network
     clips: Float[Tensor, "b c t h w"],  # network input
@@ -108,16 +111,9 @@ def _gradient_at(
 ) -> tuple[list[Tensor], list[Tensor]]:  # outputs of the layer, and the gradient at each
     "Run once forward, and backward down to one layer."
     maps = []
-
-    def keep(module, inputs, output):
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise InputError(f'layer {name}', type(output).__name__, 'name one that returns a map')
-        maps.append(output.detach().requires_grad_())
-        return maps[-1].clone()
-
-    handle = dict(model.named_modules())[name].register_forward_hook(keep)
+    handle = model.get_submodule(name).register_forward_hook(_kept(maps, name))
     try:
-        with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             score = target(model(clips.clone()))
             if score.shape != clips.shape[:1]:
                 raise InputError('target', tuple(score.shape), f'return {len(clips)} scores')
@@ -141,9 +137,8 @@ def gradcam(
     known = [name for name, _ in model.named_modules() if name]
     if layer and layer not in known:
         some = ', '.join(layers(model, clips)[-4:]) or 'none'
-        raise InputError(
-            'layer', repr(layer), f'name a module of the network; its last maps: {some}'
-        )
+        remedy = f'name a module of the network; its last maps: {some}'
+        raise InputError('layer', repr(layer), remedy)
     name = layer or next(reversed(layers(model, clips)), '')
     if not name:
         remedy = 'give a network with a convolution stage, or larger clips'
@@ -239,20 +234,6 @@ def energy_inside(
     total = cam.sum((1, 2, 3))
     return torch.where(total > 0, (cam * mask).sum((1, 2, 3)) / total, area(mask).to(total))
 
-# %% ../../nbs/explain/34_gradcam.ipynb #4e34fd69
-def pointing_game(
-    cam: Float[Tensor, "b t h w"],  # maps, at the size of the mask
-    mask: Bool[Tensor, "b t h w"],  # pixels of the object
-    tolerance: int = 0,  # pixels by which a hit may miss
-) -> Float[
-    Tensor, "b"
-]:  # share of largest values that hit; chance is `area(widen(mask, tolerance))`
-    "Is the largest value on the object?"
-    _same_shape(cam, mask, 'mask')
-    largest = cam == cam.amax((1, 2, 3), keepdim=True)
-    hits = largest & widen(mask, tolerance)
-    return hits.sum((1, 2, 3)) / largest.sum((1, 2, 3))
-
 # %% ../../nbs/explain/34_gradcam.ipynb #6af08ed5
 def map_similarity(
     cam: Float[Tensor, "b t h w"],  # maps
@@ -268,6 +249,8 @@ def rank_correlation(
     other: Float[Tensor, "b t h w"],  # other maps of the same clips
 ) -> Float[Tensor, "b"]:  # in [-1, 1]; 0 if one map is constant
     "Spearman's correlation: do two maps put the places of a clip in the same order?"
+    from scipy.stats import rankdata
+
     _same_shape(cam, other, 'other')
     ranks = (rankdata(x.flatten(1).double().cpu().numpy(), axis=1) for x in (cam, other))
     a, b = (torch.from_numpy(r - r.mean(1, keepdims=True)) for r in ranks)
@@ -281,6 +264,8 @@ def overlay(
     colours: str = 'inferno',  # a Matplotlib colour map, best a perceptually uniform one
 ) -> UInt8[Tensor, "*b 3 t h w"]:  # RGB frames
     "Maps in colour over grey frames, each scaled by its maximum over the clip."
+    import matplotlib
+
     _same_shape(cam, clips.select(-4, 0), 'frames')
     peak = cam.amax((-3, -2, -1), keepdim=True)
     share = (cam / peak.clamp(min=torch.finfo(cam.dtype).tiny)).float().cpu()
@@ -291,6 +276,25 @@ def overlay(
     return ((1 - opacity) * grey + opacity * colour).round().to(torch.uint8)
 
 # %% ../../nbs/explain/34_gradcam.ipynb #295d0a0e
+def _strips(
+    clips: UInt8[Tensor, "b 3 t h w"],  # RGB frames
+    cam: Float[Tensor, "b t h w"],  # their maps
+    shown: Int[Tensor, "n"],  # which frames
+) -> UInt8[Tensor, "b y x 3"]:  # one picture a clip
+    "Frames side by side, with a white margin, above their overlays."
+    pair = torch.stack([clips.cpu(), overlay(clips, cam)], 1)[:, :, :, shown]
+    return rearrange(F.pad(pair, (1, 1, 1, 1), value=255), 'b r c t h w -> b (r h) (t w) c')
+
+# %% ../../nbs/explain/34_gradcam.ipynb #295d0a10
+def _outline(
+    ax: Any,  # Matplotlib axes that show a strip
+    mask: Bool[Tensor, "t h w"],  # pixels to outline, of the frames of the strip
+) -> None:
+    "A line around the object, in the frames and in the overlays."
+    line = rearrange(F.pad(mask.float(), (1, 1, 1, 1)), 't h w -> h (t w)').repeat(2, 1)
+    ax.contour(line.cpu().numpy(), [0.5], colors='cyan', linewidths=0.6)
+
+# %% ../../nbs/explain/34_gradcam.ipynb #295d0a0f
 def contact_sheet(
     clips: UInt8[Tensor, "b 3 t h w"],  # RGB frames
     cam: Float[Tensor, "b t h w"],  # their maps, at the size of the frames
@@ -298,27 +302,26 @@ def contact_sheet(
     mask: Bool[Tensor, "b t h w"] | None = None,  # pixels to outline
     frames: int = 4,  # of each clip, from first to last
     across: int = 1,  # clips side by side
-) -> Figure:  # frames above, overlay below
+) -> Any:  # a Matplotlib figure: frames above, overlay below
     "Clips and their maps, the object outlined."
+    from matplotlib.figure import Figure
+
     if not len(titles) == len(clips) == len(cam):
         raise InputError('titles', f'{len(titles)} for {len(clips)} clips', 'give one a clip')
     shown = torch.linspace(0, clips.shape[2] - 1, min(frames, clips.shape[2])).round().long()
-    pair = torch.stack([clips.cpu(), overlay(clips, cam)], 1)[:, :, :, shown]
-    strips = rearrange(F.pad(pair, (1, 1, 1, 1), value=255), 'b r c t h w -> b (r h) (t w) c')
-    rows, (high, wide) = -(-len(clips) // across), strips.shape[1:3]
+    strips, rows = _strips(clips, cam, shown), -(-len(clips) // across)
+    high, wide = strips.shape[1:3]
     zoom = max(1.0, 48 / clips.shape[-2])
     size = across * wide * zoom / 80, rows * (high * zoom + 18) / 80
     figure = Figure(size, dpi=80, layout='compressed')
     axes = figure.subplots(rows, across, squeeze=False).ravel()
-    for ax, strip, title in zip(axes, strips, titles):
-        ax.imshow(strip.numpy(), interpolation='nearest')
-        ax.set_title(title, fontsize=8, pad=2)
-    if mask is not None:
-        for ax, m in zip(axes, mask[:, shown].cpu()):
-            outline = rearrange(F.pad(m.float(), (1, 1, 1, 1)), 't h w -> h (t w)').repeat(2, 1)
-            ax.contour(outline.numpy(), [0.5], colors='cyan', linewidths=0.6)
     for ax in axes:
         ax.axis('off')
+    for i, (ax, strip, title) in enumerate(zip(axes, strips, titles)):
+        ax.imshow(strip.numpy(), interpolation='nearest')
+        ax.set_title(title, fontsize=8, pad=2)
+        if mask is not None:
+            _outline(ax, mask[i, shown])
     return figure
 
 # %% ../../nbs/explain/34_gradcam.ipynb #92ebb1e5
@@ -457,9 +460,9 @@ def explain_video(
         needed = f'two different clips need {(clip.frames - 1) * clip.stride + 2}'
         remedy = f'{needed}: give a longer video'
         raise InputError(f'video {path}', f'{int(numbers.max()) + 1} frames', remedy)
-    place = next((p.device for p in network.parameters()), torch.device('cpu'))
-    x, clips = view(clips, clip).to(place), looked_at(clips, clip)
-    with _evaluating(network), torch.no_grad():
+    x, clips = view(clips, clip), looked_at(clips, clip)
+    with evaluating(network) as place, torch.no_grad():
+        x = x.to(place)
         score, titles = _question(network(x), target, classes)
     cam = upsample(gradcam(network, x, score, layer).cpu(), clips.shape[2:])
     titles = [f'from frame {n[0]}: {title}' for n, title in zip(numbers.tolist(), titles)]

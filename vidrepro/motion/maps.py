@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.utils import flow_to_image
 
 from ..core.files import InputError, atomic
 from .flow import BOUND, FLOWS, flow, quantize
@@ -88,6 +86,8 @@ def draw_flow(
     fastest: float,  # speed of full colour, pixels; faster is drawn as this
 ) -> UInt8[Tensor, 'b 3 h w']:  # RGB; white is rest
     "Middlebury colours, one scale for all pictures."
+    from torchvision.utils import flow_to_image  # takes a second
+
     if not flow.numel():
         return flow.new_zeros(len(flow), 3, *flow.shape[2:], dtype=torch.uint8)
     speed = flow.norm(dim=1, keepdim=True)
@@ -127,6 +127,8 @@ def _write_film(
     fps: float,  # frames a second
 ) -> int:  # pictures written
     "H.264; colour planes of half size where the size is even, as players expect."
+    import av  # only who writes needs a codec
+
     count, rate = 0, Fraction(fps).limit_denominator(1001)
     with av.open(str(path), 'w') as file:
         stream = file.add_stream('libx264', rate=rate, options={'crf': '16', 'preset': 'veryfast'})

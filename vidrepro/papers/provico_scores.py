@@ -23,13 +23,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 # %% ../../nbs/papers/52_provico_scores.ipynb #1a8db6f1
+from ..clips.contract import view
 from ..clips.sampling import uniform_clips
 from ..clips.transforms import gaussian_blur
 from ..core.files import InputError
 from ..core.random import generator
 from ..evaluation.probes import Score, extract, make_score
 from ..evaluation.retrieval import neighbours, retrieve
-from ..learning.views import prepare
 from .provico import Config, ProViCo, Rows, mine, pair_distance
 from vidrepro.papers.provico_gaussians import (
     Gaussian,
@@ -73,7 +73,7 @@ def look(
 ) -> Seen:  # on the CPU
     "N evenly spread clips of every video, without augmentation."
     frames = uniform_clips(source.lengths, cfg.frames, cfg.stride, max(2, cfg.clips))
-    x = extract(Joined(model), source, frames, partial(prepare, size=cfg.size), batch_size=128)
+    x = extract(Joined(model), source, frames, partial(view, clip=cfg.clip), batch_size=128)
     feature, mu, log_var = x.split([x.shape[2] - 2 * cfg.dim, cfg.dim, cfg.dim], 2)
     return Seen(feature.mean(1), mu, log_var)
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..digits.untrimmed import Segments
-from ..evaluation.probes import Score, logistic, make_score, probe, standardise
+from ..evaluation.probes import Score, logistic, make_score, probe, standardize
 from .tsp import TSP, Config, features_at
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #c0a1b5e0
@@ -118,7 +118,7 @@ def region_scores(
 ) -> list[Score]:  # on clips inside one segment, and on all
     "Action against background, by a linear classifier; mean area under the curve of a video."
     known = train.inside > -2
-    x, y = standardise(train.features[known].double(), test.features.double())
+    x, y = standardize(train.features[known].double(), test.features.double())
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1 / (0.01 * len(x)), max_iter=2000)
