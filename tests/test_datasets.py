@@ -371,7 +371,7 @@ def test_scan_file(damaged, tmp_path, monkeypatch):
         monkeypatch.setattr(module, 'probe', probe)
         return sorted(seen), lengths
 
-    import vidrepro.data.datasets as module
+    import vidrepro.data.video as module
 
     probe = module.probe
     first, lengths = opened()
