@@ -23,6 +23,7 @@ from ..core.files import InputError
 from .annotations import read_activitynet
 from .cards import Card, load_card
 from .datasets import VideoDataset, VideoFiles, bad_policy, video_table
+from .door import decode
 
 # %% ../../nbs/data/12_formats.ipynb #02668b60
 Rows = tuple[pd.DataFrame, list[str]]  # what a reader returns: one row an item, and class names
@@ -36,7 +37,8 @@ def read_lines(
         raise InputError(
             'annotation file', file, 'give the folder of the official annotation files'
         )
-    return [line.strip() for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    text, _ = decode(file.read_bytes(), f'annotation file {file}')
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 # %% ../../nbs/data/12_formats.ipynb #46aedeca
 def read_json(
