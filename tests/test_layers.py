@@ -102,7 +102,7 @@ def test_no_loops():
         ('from vidrepro.data.datasets import from_folder', 'data.video', False),
         ('from . import datasets', 'data.video', False),
         ('from ..core.random import generator', 'clips.sampling', True),
-        ('from vidrepro.clips.sampling import tec_tuples', 'data.datasets', False),
+        ('from vidrepro.digits.untrimmed import compose', 'data.datasets', False),
         ('from vidrepro.data.video import probe', 'models.backbones', True),
         ('from vidrepro.learning.losses import info_nce', 'learning.train', True),
         ('from vidrepro.learning.train import Learner', 'learning.losses', False),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['out', 'Folder', 'RunPath', 'Preset', 'Data', 'Root', 'Device', 'Threads', 'Changes', 'console', 'changes',
-           'use_threads', 'spoken', 'one_line_errors', 'group']
+           'use_threads', 'spoken', 'one_line_errors', 'OneLineErrors', 'group']
 
 # %% ../../nbs/cli/93_options.ipynb #3766f7a3
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from ..core.files import InputError
@@ -130,10 +131,24 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(words[1])
 
 # %% ../../nbs/cli/93_options.ipynb #4ad8797a
+class OneLineErrors(typer.core.TyperGroup):
+    "Commands whose errors become a line and an exit code, also when they are called from Python."
+
+    def invoke(self, ctx: Any) -> Any:  # context and result of the command called
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            words = None if os.environ.get('VIDREPRO_DEBUG') else spoken(error)
+            if words is None:
+                raise
+            typer.echo(f'error: {words[0]}', err=True)
+            raise typer.Exit(words[1]) from None
+
+
 def group(
     name: str,  # as typed
     text: str,  # what its commands are for
 ) -> typer.Typer:  # without commands as yet
     "A group of commands."
     plain = dict(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    return typer.Typer(name=name, help=text, **plain)
+    return typer.Typer(cls=OneLineErrors, name=name, help=text, **plain)
