@@ -129,8 +129,8 @@ def pick_preset(
 def hook(
     paper: Any,  # a `Paper`
     name: str,  # of an optional function
-    default: Callable,  # what methods without one do
-) -> Callable:  # the method's own, or the default
+    default: Callable | None,  # what methods without one do
+) -> Callable | None:  # the method's own, or the default
     "A function that a method may bring."
     if name == 'scores' and not hasattr(paper, 'scores') and isinstance(paper, ModuleType):
         beside = f'{paper.__name__}_scores'
