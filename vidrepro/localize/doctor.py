@@ -186,8 +186,9 @@ def segment_findings(
     acts = [(v, i, a) for v, e in database.items() for i, a in enumerate(e['annotations'])]
     faults = [fault_of(a, seconds.get(plain(v), math.nan)) for v, _, a in acts]
     mild = (*MILD, OUTSIDE) if faults.count(OUTSIDE) <= STRAYS * len(acts) else MILD
-    show = lambda a, v: f'{a.get("segment")} {a.get("label")!r}' + (
-        f' in {seconds[plain(v)]:.6g} s' if plain(v) in seconds else ''
+    show = lambda a, v: (
+        f'{a.get("segment")} {a.get("label")!r}'
+        + (f' in {seconds[plain(v)]:.6g} s' if plain(v) in seconds else '')
     )
     return [
         Finding(what, show(a, v), FAULTS[what], v, i, what not in mild)
@@ -326,7 +327,9 @@ def step_finding(
     order = sorted(durations, key=lambda v: abs(misfit(rows[v], durations[v])))
     video = order[len(order) // 2]
     r, wanted = rows[video], np.median([d / rows[v].rows for v, d in durations.items()])
-    value = f'{r.rows} rows every {r.step:.6g} s cover {r.seconds():.4g} of {durations[video]:.4g} s'
+    value = (
+        f'{r.rows} rows every {r.step:.6g} s cover {r.seconds():.4g} of {durations[video]:.4g} s'
+    )
     remedy = f'a step of about {wanted:.4g} s would fit: correct the step or the durations'
     if len({r.rows for r in rows.values()}) == 1 and np.std(list(durations.values())) > r.clip:
         remedy = 'all videos have equally many rows, so that no step fits: extract them again'
@@ -383,7 +386,9 @@ def name_findings(
     quoted = lambda names: ', '.join(map(repr, sorted(names)[:3]))
     remedy = f'give {other} of these annotations'
     if near:
-        remedy = 'spell both alike: ' + ', '.join(f'{a!r} is {b!r}' for a, b in list(near.items())[:3])
+        remedy = 'spell both alike: ' + ', '.join(
+            f'{a!r} is {b!r}' for a, b in list(near.items())[:3]
+        )
     if not common:
         value = f'annotations have {quoted(wanted)}, {other} {quoted(given)}'
         yield Finding(f'no {kind} in common', value, remedy)
