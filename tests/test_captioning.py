@@ -56,7 +56,7 @@ from vidrepro.digits.untrimmed import Script, UntrimmedDigits
 from vidrepro.experiments import captioning as experiment
 from vidrepro.experiments.localization import Task, painted
 from vidrepro.experiments.tables import Run, missing
-from vidrepro.localize.detect import Example
+from vidrepro.localize.examples import Example
 from vidrepro.papers import tsp
 
 TINY = Config(width=32, hidden=64, layers=1, epochs=1, lr=4e-3)

@@ -34,7 +34,7 @@ from ..core.files import InputError, atomic
 from ..core.random import generator, hash_uniform
 from ..digits.untrimmed import UntrimmedDigits
 from ..learning.train import part, read_checkpoint, write_checkpoint
-from ..localize.detect import Example, same_channels
+from ..localize.examples import Example, same_channels
 from ..localize.metrics import segment_iou
 
 # %% ../../nbs/captions/84_captioner.ipynb #8855243e

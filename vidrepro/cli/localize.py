@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step', 'Device', 'Missing', 'Changes', 'Sentences',
-           'Words', 'pick_device', 'changed', 'settings', 'train', 'predict', 'plain_names', 'report', 'evaluate',
-           'one_example', 'film_strip', 'show', 'train_captions', 'predict_captions', 'evaluate_captions']
+           'Words', 'pick_device', 'changed', 'settings', 'check_annotations', 'train', 'predict', 'plain_names',
+           'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show', 'train_captions',
+           'predict_captions', 'evaluate_captions']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
@@ -32,8 +33,24 @@ from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.train import parse
 from ..localize import detect as detection
-from ..localize.detect import PRESETS, SMALL, Config, Example
-from ..localize.metrics import ACTIVITYNET, THUMOS14, read_detections, write_detections
+from ..localize.detect import PRESETS, SMALL, Config, same_source, train_detector
+from ..localize.doctor import compare, examine, find_features, plain, settle
+from vidrepro.localize.examples import (
+    Example,
+    read_examples,
+    read_features,
+    read_named,
+    read_video_scores,
+)
+from vidrepro.localize.metrics import (
+    ACTIVITYNET,
+    THUMOS14,
+    average_precision,
+    match,
+    read_detections,
+    write_detections,
+)
+from ..localize.timeline import timeline
 
 # %% ../../nbs/cli/97_localize.ipynb #426dda72
 app = group('localize', 'Find actions in time, and say what they are.')
@@ -101,6 +118,25 @@ def settings(
     config.grid  # refuses an axis that makes no sense
     return config
 
+# %% ../../nbs/cli/97_localize.ipynb #fb0e80c7
+@app.command('check')
+def check_annotations(
+    annotations: Annotated_,  # as its help says
+    features: Annotated[
+        Path | None, typer.Argument(help='Folder of features, NAME.npy.', show_default='none')
+    ] = None,  # as its help says
+    step: Step = None,  # seconds
+) -> None:
+    "Look for what is wrong with annotations, and with features on them."
+    findings = examine(annotations, features, step)
+    for finding in findings:
+        typer.echo(f'{"fatal" if finding.fatal else "note"}: {finding}')
+    settle([f for f in findings if f.fatal], str(annotations))
+    table = read_activitynet(annotations)
+    acts = table[table['label'] != '']
+    counts = table['video'].nunique(), len(acts), acts['label'].nunique()
+    typer.echo('{} videos, {} actions, {} classes; nothing fatal'.format(*counts))
+
 # %% ../../nbs/cli/97_localize.ipynb #beb0276e
 @app.command()
 def train(
@@ -128,8 +164,8 @@ def train(
     config, place = settings(kind, preset, set_), pick_device(device)
     if model.suffix != '.safetensors':
         raise InputError('MODEL', model, 'name it NAME.safetensors')
-    videos = detection.read_examples(features, annotations, subset, step, missing)
-    trained = detection.fit(kind, videos, config, seed, place, model)
+    videos = read_examples(features, annotations, subset, step, missing)
+    trained = train_detector(kind, videos, config, seed, place, model, quiet=False)
     for row in trained.rows:
         typer.echo(', '.join(f'{name} {value:g}' for name, value in row.items()))
     actions = sum(len(e.segments) for e in videos)
@@ -165,12 +201,13 @@ def predict(
 ) -> None:
     "Write detections, or proposals, in the JSON of ActivityNet."
     detector = detection.load_detector(model, pick_device(device))
-    videos = detection.read_examples(features, annotations, subset, step, missing)
+    videos = read_examples(features, annotations, subset, step, missing)
+    same_source(detector, videos)
     if proposals:
         table = detection.propose(detector, videos)
     else:
         names = [e.name for e in videos]
-        scores = video_scores and detection.read_video_scores(video_scores, detector.classes, names)
+        scores = video_scores and read_video_scores(video_scores, detector.classes, names)
         table = detection.detect(detector, videos, top=top, video_scores=scores)
     write_detections(
         table, out, external=dict(used=video_scores is not None, details=str(video_scores or ''))
@@ -184,7 +221,7 @@ def plain_names(
     table: pd.DataFrame,  # with a column `video`
 ) -> pd.DataFrame:  # names without `v_`
     "Name videos as features are named."
-    return table.assign(video=table['video'].str.removeprefix('v_'))
+    return table.assign(video=table['video'].map(plain))
 
 # %% ../../nbs/cli/97_localize.ipynb #0ac6b63e
 def report(
@@ -197,6 +234,34 @@ def report(
     if out:
         with atomic(out) as temp:
             temp.write_text(json.dumps(result, indent=1) + '\n')
+
+# %% ../../nbs/cli/97_localize.ipynb #59049e74
+def comparable(
+    detections: Path,  # JSON
+    annotations: Path,  # JSON
+    subset: str,  # of the annotations
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # detections, truth
+    "Both tables, if there is something to compare; detections of classes without truth left out."
+    settle(examine(annotations, subset=subset), str(annotations))
+    truth = read_activitynet(annotations)
+    truth = plain_names(truth[truth['subset'] == subset])
+    found = plain_names(read_detections(detections))
+    settle(compare(found, truth), str(detections))
+    return found[found['label'].isin(['', *truth['label']])], truth
+
+
+def print_classes(
+    found: pd.DataFrame,  # detections
+    truth: pd.DataFrame,  # of one subset
+    thresholds: tuple[float, ...],  # tIoU
+) -> None:
+    "AP of each class over all thresholds and at the first, best first."
+    matches = match(truth, found, thresholds)
+    areas, counts = average_precision(matches), matches.truth['label'].value_counts()
+    for i in np.argsort(-areas.mean(1), kind='stable'):
+        name, mean, first = matches.classes[i], areas[i].mean(), areas[i, 0]
+        said = f'AP {mean:.4f}, AP@{thresholds[0]:.2f} {first:.4f}'
+        typer.echo(f'{name}: {said}, {counts[name]} actions')
 
 # %% ../../nbs/cli/97_localize.ipynb #399eae16
 @app.command()
@@ -217,6 +282,9 @@ def evaluate(
             help='Average recall: first proposals of each video, or a shared share of all lists, as the official evaluator.'
         ),
     ] = 'each',  # as its help says
+    classes: Annotated[
+        bool, typer.Option('--classes', help='AP of each class, too.')
+    ] = False,  # as its help says
     out: Annotated[
         Path | None, typer.Option(help='JSON for the numbers.', show_default='printed only')
     ] = None,  # as its help says
@@ -225,13 +293,12 @@ def evaluate(
     known = dict(activitynet=ACTIVITYNET, thumos14=THUMOS14)
     if thresholds not in known:
         raise InputError('--thresholds', repr(thresholds), f'use one of {", ".join(known)}')
-    truth = read_activitynet(annotations)
-    subsets = sorted(truth['subset'].unique())
-    if subset not in subsets:
-        raise InputError('--subset', repr(subset), f'use one of {", ".join(subsets)}')
-    truth = truth[truth['subset'] == subset]
-    found = plain_names(read_detections(detections))
-    report(detection.score(found, plain_names(truth), known[thresholds], budget), out)
+    found, truth = comparable(detections, annotations, subset)
+    if classes and (found['label'] == '').all():
+        raise InputError('--classes', 'proposals, which have none', 'give detections')
+    report(detection.score(found, truth, known[thresholds], budget), out)
+    if classes:
+        print_classes(found, truth, known[thresholds])
 
 # %% ../../nbs/cli/97_localize.ipynb #0c5f24e4
 def one_example(
@@ -250,12 +317,12 @@ def one_example(
             'give --features, or an encoder',
         )
     if features is not None:
-        files, name = detection.find_features(features), video.stem.removeprefix('v_')
+        files, name = find_features(features), plain(video.stem)
         if name not in files:
             raise InputError(
                 f'folder {features}', f'no {name}.npy', 'extract its features, or give --run'
             )
-        return replace(detection.read_features(files[name], step), name=name)
+        return replace(read_features(files[name], step), name=name)
     network, title, words = pick_encoder(run, backbone, weights)
     with tempfile.TemporaryDirectory() as folder:
         done = extract(network, video, folder, Settings(**words), title, batch=8)
@@ -263,8 +330,8 @@ def one_example(
             raise InputError(
                 f'video {video}', next(iter(done.failed.values())), 'give a video that can be read'
             )
-        found = detection.read_features(next(Path(folder).rglob('*.npy')))
-    return replace(found, name=video.stem.removeprefix('v_'))
+        found = read_features(next(Path(folder).rglob('*.npy')))
+    return replace(found, name=plain(video.stem))
 
 # %% ../../nbs/cli/97_localize.ipynb #c4bc9037
 def film_strip(
@@ -304,14 +371,14 @@ def show(
         raise InputError('OUT', out, 'name it .png, .pdf or .svg')
     detector, duration = detection.load_detector(model, pick_device(device)), probe(video).duration
     example, truth = one_example(video, features, run, backbone, weights, step), None
+    same_source(detector, [example])
     if annotations:
+        settle(examine(annotations), str(annotations))
         table = plain_names(read_activitynet(annotations))
         truth = table[(table['video'] == example.name) & (table['label'] != '')]
     found = detection.detect(detector, [example])
     curves = detection.boundary_curves(detector, example)
-    figure = detection.timeline(
-        found, duration, truth, curves, film_strip(video), most, example.name
-    )
+    figure = timeline(found, duration, truth, curves, film_strip(video), most, example.name)
     with atomic(out) as temp:
         figure.savefig(temp)
     plt.close(figure)
@@ -340,7 +407,7 @@ def train_captions(
     if model.suffix != '.safetensors' or model.exists():
         raise InputError('MODEL', model, 'name a new file, NAME.safetensors')
     table = plain_names(captioning.read_captions(captions))
-    videos = detection.read_named(features, list(table['video'].unique()), step, missing)
+    videos = read_named(features, list(table['video'].unique()), step, missing)
     table = table[table['video'].isin(videos)]
     trained = captioning.fit(list(videos.values()), table, config, seed, place)
     captioning.save_captioner(trained, model)
@@ -372,7 +439,7 @@ def predict_captions(
     table = plain_names(read_detections(segments)).sort_values(
         'score', ascending=False, kind='stable'
     )
-    videos = detection.read_named(features, list(table['video'].unique()), step, missing)
+    videos = read_named(features, list(table['video'].unique()), step, missing)
     told = captioning.describe(
         captioner, list(videos.values()), table[table['video'].isin(videos)], most
     )

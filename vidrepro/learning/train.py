@@ -591,7 +591,7 @@ class Progress(Callback):
 
     order = 22
 
-    def __init__(self, log: Log, title: str = ''):
+    def __init__(self, log: Callback, title: str = ''):  # any with `rows`
         self.log, self.title = log, title
 
     def before_fit(self, learn):

@@ -186,9 +186,8 @@ def segment_findings(
     acts = [(v, i, a) for v, e in database.items() for i, a in enumerate(e['annotations'])]
     faults = [fault_of(a, seconds.get(plain(v), math.nan)) for v, _, a in acts]
     mild = (*MILD, OUTSIDE) if faults.count(OUTSIDE) <= STRAYS * len(acts) else MILD
-    show = lambda a, v: (
-        f'{a.get("segment")} {a.get("label")!r}'
-        + (f' in {seconds[plain(v)]:.6g} s' if plain(v) in seconds else '')
+    show = lambda a, v: f'{a.get("segment")} {a.get("label")!r}' + (
+        f' in {seconds[plain(v)]:.6g} s' if plain(v) in seconds else ''
     )
     return [
         Finding(what, show(a, v), FAULTS[what], v, i, what not in mild)
@@ -196,7 +195,7 @@ def segment_findings(
         if what
     ]
 
-# %% ../../nbs/localize/77_doctor.ipynb #44a78dac
+# %% ../../nbs/localize/77_doctor.ipynb #4a776aa2
 def unit_findings(
     database: dict[str, dict],  # entries in form
     seconds: dict[str, float],  # of each video, by its plain name
@@ -212,7 +211,8 @@ def unit_findings(
     if ends and ends[len(ends) // 2][0] > 1.5:
         middle, video = ends[len(ends) // 2]
         value = f'the median action ends at {middle:.3g} times the duration of its video'
-        yield Finding('no seconds', value, 'divide frames by the frame rate of the video', video)
+        remedy = 'divide frames by the frame rate of the video; or correct durations, or the step'
+        yield Finding('no seconds', value, remedy, video)
 
 # %% ../../nbs/localize/77_doctor.ipynb #316bafc4
 def find_features(
@@ -327,9 +327,7 @@ def step_finding(
     order = sorted(durations, key=lambda v: abs(misfit(rows[v], durations[v])))
     video = order[len(order) // 2]
     r, wanted = rows[video], np.median([d / rows[v].rows for v, d in durations.items()])
-    value = (
-        f'{r.rows} rows every {r.step:.6g} s cover {r.seconds():.4g} of {durations[video]:.4g} s'
-    )
+    value = f'{r.rows} rows every {r.step:.6g} s cover {r.seconds():.4g} of {durations[video]:.4g} s'
     remedy = f'a step of about {wanted:.4g} s would fit: correct the step or the durations'
     if len({r.rows for r in rows.values()}) == 1 and np.std(list(durations.values())) > r.clip:
         remedy = 'all videos have equally many rows, so that no step fits: extract them again'
@@ -356,7 +354,7 @@ def row_findings(
     long = [v for v, error in errors.items() if abs(error) > 1]
     return [Finding('rows miss the duration', show(v), remedy, v, fatal=False) for v in long]
 
-# %% ../../nbs/localize/77_doctor.ipynb #1eb4acad
+# %% ../../nbs/localize/77_doctor.ipynb #ca9176d2
 def loose(
     name: str,  # of a video or class
 ) -> str:  # the same for all its spellings
@@ -372,7 +370,7 @@ def alike(
 ) -> dict[str, str]:  # name -> the other that means the same
     "Names that would match others if they were spelt like them."
     known = {loose(other): other for other in others}
-    return {n: known[loose(n)] for n in names if n not in others and loose(n) in known}
+    return {n: known[loose(n)] for n in sorted(names) if n not in others and loose(n) in known}
 
 # %% ../../nbs/localize/77_doctor.ipynb #ea1ffc4f
 def name_findings(
@@ -386,9 +384,7 @@ def name_findings(
     quoted = lambda names: ', '.join(map(repr, sorted(names)[:3]))
     remedy = f'give {other} of these annotations'
     if near:
-        remedy = 'spell both alike: ' + ', '.join(
-            f'{a!r} is {b!r}' for a, b in list(near.items())[:3]
-        )
+        remedy = 'spell both alike: ' + ', '.join(f'{a!r} is {b!r}' for a, b in list(near.items())[:3])
     if not common:
         value = f'annotations have {quoted(wanted)}, {other} {quoted(given)}'
         yield Finding(f'no {kind} in common', value, remedy)

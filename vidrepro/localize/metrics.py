@@ -87,6 +87,7 @@ def check(
     scores = 'give scores from {:g} to {:g}'.format(*limits)
     show = lambda i: f'segment [{segment[i, 0]:g}, {segment[i, 1]:g}]'
     tests = [
+        (table['label'].isna().to_numpy(), lambda i: 'no label', "name the class; '' for none"),
         (~np.isfinite(segment).all(1), show, 'give finite seconds'),
         (segment[:, 1] < segment[:, 0], show, 'give the start before the end'),
         (~np.isfinite(score), lambda i: f'score {score[i]}', 'give finite scores'),
@@ -385,7 +386,8 @@ def write_detections(
     results: dict[str, list] = {}
     for video, start, end, label, score in table[list(COLUMNS)].itertuples(index=False):
         entry = dict(score=float(score), segment=[float(start), float(end)])
-        results.setdefault(video, []).append(entry | (dict(label=label) if label else {}))
+        entry |= {} if label == '' else dict(label=str(label))  # 0 is a name, too
+        results.setdefault(video, []).append(entry)
     with atomic(file) as out:
         content = dict(version=version, results=results, external_data=external or {})
         out.write_text(json.dumps(content))
@@ -400,7 +402,7 @@ def read_detections(
     try:
         results = json.loads(Path(file).read_text())['results']
         rows = [
-            (video, *map(float, x['segment']), x.get('label', ''), float(x['score']))
+            (video, *map(float, x['segment']), str(x.get('label', '')), float(x['score']))
             for video, found in results.items()
             for x in found
         ]
