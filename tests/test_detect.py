@@ -13,6 +13,7 @@ from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
 from vidrepro.data.datasets import write_activitynet
 from vidrepro.digits.moving_digits import MovingDigits, write_video
+from vidrepro.features.extract import Features, TimeAxis
 from vidrepro.localize import detect as module
 from vidrepro.localize.detect import (
     PRESETS,
@@ -567,7 +568,60 @@ def test_step_and_begin_come_from_the_file(tmp_path):
         read_features(tmp_path / 'a.npy')
 
 
-@pytest.mark.parametrize('command', ['train', 'predict', 'evaluate', 'show'])
+@pytest.mark.parametrize('command', ['check', 'train', 'predict', 'evaluate', 'show'])
 def test_help(command):
     text = call(command, '--help').stdout
     assert 'default' in text and call(command).exit_code == 2
+
+
+def rewrite(home, **settings):
+    "Features of the set again, as `features extract` writes them."
+    about = dict(weights='1f0c', encoder='r2plus1d_18', precision='fp32', frames=32, rate=15)
+    for file in (home / 'features').glob('*.npy'):
+        axis = TimeAxis(2.0, 2.0)
+        Features(np.load(file), axis, {}, about | dict(stride=30) | settings).save(file)
+
+
+@pytest.mark.parametrize('changed', [dict(weights='77'), dict(stride=15), dict(rate=30)])
+def test_features_of_another_encoder_are_refused(home, changed):
+    rewrite(home)
+    assert trains(home, '--set', 'epochs=1').exit_code == 0
+    assert 'weights 1f0c' in str(load_detector(home / 'model.safetensors').source)
+    predict = ('predict', home / 'model.safetensors', home / 'features', home / 'out.json')
+    assert call(*predict).exit_code == 0
+    rewrite(home, precision='bf16', encoder='the same in other words')
+    assert call(*predict).exit_code == 0
+    rewrite(home, **changed)
+    (home / 'out.json').unlink()
+    result = call(*predict)
+    (name, value), *_ = changed.items()
+    assert result.exit_code == 2 and result.stderr.count('\n') == 1, result.output
+    assert f'{name} {value}' in result.stderr and 'weights 1f0c' in result.stderr
+    assert not (home / 'out.json').exists()
+
+
+def test_two_encoders_in_one_folder_are_refused(home):
+    rewrite(home)
+    file = home / 'features' / 'v_video5-3.json'
+    file.write_text(file.read_text().replace('1f0c', '77'))
+    result = trains(home)
+    assert result.exit_code == 2 and 'video5-3: got weights 77' in result.stderr
+
+
+def test_plain_arrays_are_known_by_length_and_step(home, tiny):
+    replace(tiny, source=replace(tiny.source, step=1.0)).save(home / 'model.safetensors')
+    result = call(
+        'predict', home / 'model.safetensors', home / 'features', home / 'out.json', '--step', 2
+    )
+    assert result.exit_code == 2 and '16 numbers every 1 s' in result.stderr
+    replace(tiny, source=None).save(home / 'model.safetensors')  # files of before
+    assert (
+        call(
+            'predict', home / 'model.safetensors', home / 'features', home / 'out.json', '--step', 2
+        ).exit_code
+        == 0
+    )
+
+
+def test_training_shows_the_time_left(home):
+    assert 'step/s' in trains(home).stderr or 's/step' in trains(home).stderr

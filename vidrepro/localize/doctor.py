@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'OUTSIDE', 'FAULTS', 'MILD', 'STRAYS', 'Finding', 'grouped', 'settle', 'read_database', 'positive',
-           'fault_of_entry', 'plain', 'form_findings', 'is_pair', 'fault_of', 'segment_findings', 'unit_findings',
-           'find_features', 'open_features', 'beside', 'Rows', 'rows_of', 'misfit', 'sideways', 'step_finding',
-           'row_findings', 'loose', 'alike', 'name_findings', 'subset_findings', 'examine', 'compare']
+           'fault_of_entry', 'plain', 'form_findings', 'is_pair', 'fault_of', 'shown', 'segment_findings',
+           'unit_findings', 'find_features', 'open_features', 'beside', 'Rows', 'rows_of', 'misfit', 'sideways',
+           'step_finding', 'side_finding', 'row_findings', 'loose', 'alike', 'name_findings', 'subset_findings',
+           'examine', 'compare']
 
 # %% ../../nbs/localize/77_doctor.ipynb #41d76636
 import json
@@ -95,7 +96,7 @@ def positive(
     except (TypeError, ValueError):
         return False
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #8fa25efb
 def fault_of_entry(
     entry: object,  # of a database
 ) -> tuple[str, str, str] | None:  # what, value, remedy
@@ -118,7 +119,7 @@ def plain(
     "Names of files begin with `v_`, those of annotations do not."
     return str(name).removeprefix('v_')
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #64fc5189
 def form_findings(
     database: dict[str, object],  # entries by video
 ) -> Iterator[Finding]:  # all fatal
@@ -131,7 +132,7 @@ def form_findings(
             yield Finding('two entries', f'{plain(video)} and v_{plain(video)}', 'keep one', video)
         seen.add(plain(video))
 
-# %% ../../nbs/localize/77_doctor.ipynb #7a71b64c
+# %% ../../nbs/localize/77_doctor.ipynb #acd41489
 PAIR, OUTSIDE = 'no segment of two numbers', 'outside the video'
 FAULTS = {  # of an annotation: what to do about it
     PAIR: 'give [start, end] in seconds',
@@ -146,7 +147,7 @@ FAULTS = {  # of an annotation: what to do about it
 MILD = ('no length', 'far beyond the end')  # never fatal
 STRAYS = 0.02  # share of actions that may lie outside their videos
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #ad868c67
 def is_pair(
     segment: object,  # of an annotation
 ) -> bool:  # two numbers, or two strings that spell numbers, as in a list of THUMOS14
@@ -156,7 +157,7 @@ def is_pair(
     except (TypeError, ValueError):
         return False
 
-# %% ../../nbs/localize/77_doctor.ipynb #426a6d3f
+# %% ../../nbs/localize/77_doctor.ipynb #c0c032f6
 def fault_of(
     annotation: dict,  # segment, label
     seconds: float,  # of the video; nan: not known
@@ -177,7 +178,16 @@ def fault_of(
     )
     return next((what for what, wrong in zip(list(FAULTS)[1:], tests) if wrong), '')
 
+# %% ../../nbs/localize/77_doctor.ipynb #663ef1da
+def shown(
+    annotation: dict,  # segment, label
+    seconds: float | None,  # of the video, where known
+) -> str:  # e.g. `[9, 1] 'run' in 64 s`
+    "An annotation in words."
+    where = '' if seconds is None else f' in {seconds:.6g} s'
+    return f'{annotation.get("segment")} {annotation.get("label")!r}{where}'
 
+# %% ../../nbs/localize/77_doctor.ipynb #fb13b8a7
 def segment_findings(
     database: dict[str, dict],  # entries in form
     seconds: dict[str, float],  # of each video, by its plain name
@@ -186,11 +196,8 @@ def segment_findings(
     acts = [(v, i, a) for v, e in database.items() for i, a in enumerate(e['annotations'])]
     faults = [fault_of(a, seconds.get(plain(v), math.nan)) for v, _, a in acts]
     mild = (*MILD, OUTSIDE) if faults.count(OUTSIDE) <= STRAYS * len(acts) else MILD
-    show = lambda a, v: f'{a.get("segment")} {a.get("label")!r}' + (
-        f' in {seconds[plain(v)]:.6g} s' if plain(v) in seconds else ''
-    )
     return [
-        Finding(what, show(a, v), FAULTS[what], v, i, what not in mild)
+        Finding(what, shown(a, seconds.get(plain(v))), FAULTS[what], v, i, what not in mild)
         for (v, i, a), what in zip(acts, faults)
         if what
     ]
@@ -247,7 +254,7 @@ def open_features(
         raise InputError(f'features {file}', shape, 'give floating-point rows, clips x numbers')
     return array
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #dc7facf7
 def beside(
     file: Path,  # NAME.npy
 ) -> dict:  # what NAME.json says; empty where there is none
@@ -282,7 +289,7 @@ class Rows:
         "Where the first row begins to speak: the time around the middle of its clip."
         return self.first + (self.clip - self.step) / 2
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #c3c670ff
 def rows_of(
     file: Path,  # NAME.npy
     step: float | None = None,  # seconds from row to row, where no NAME.json tells
@@ -305,7 +312,7 @@ def misfit(
     "By how much the rows miss the duration, Eq. (2)."
     return (rows.seconds(count) - duration) / max(1.5 * rows.clip, 0.1 * duration)
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #190e8b4c
 def sideways(
     rows: dict[str, Rows],  # by video
     durations: dict[str, float],  # of the same videos; empty where not known
@@ -318,7 +325,7 @@ def sideways(
     turned = [abs(misfit(rows[v], d, rows[v].columns)) for v, d in durations.items()]
     return float(np.median(turned)) <= 1
 
-# %% ../../nbs/localize/77_doctor.ipynb #1ed70ffb
+# %% ../../nbs/localize/77_doctor.ipynb #4ec28ad8
 def step_finding(
     rows: dict[str, Rows],  # by video
     durations: dict[str, float],  # of the same videos
@@ -327,13 +334,25 @@ def step_finding(
     order = sorted(durations, key=lambda v: abs(misfit(rows[v], durations[v])))
     video = order[len(order) // 2]
     r, wanted = rows[video], np.median([d / rows[v].rows for v, d in durations.items()])
-    value = f'{r.rows} rows every {r.step:.6g} s cover {r.seconds():.4g} of {durations[video]:.4g} s'
+    value = (
+        f'{r.rows} rows every {r.step:.6g} s cover {r.seconds():.4g} of {durations[video]:.4g} s'
+    )
     remedy = f'a step of about {wanted:.4g} s would fit: correct the step or the durations'
     if len({r.rows for r in rows.values()}) == 1 and np.std(list(durations.values())) > r.clip:
         remedy = 'all videos have equally many rows, so that no step fits: extract them again'
     return Finding('wrong step', value, remedy, video)
 
+# %% ../../nbs/localize/77_doctor.ipynb #f9175df2
+def side_finding(
+    rows: dict[str, Rows],  # by video
+) -> Finding:  # fatal
+    "Name the first video."
+    video, r = next(iter(rows.items()))
+    value = f'{r.rows} x {r.columns}, of which the columns behave like time'
+    remedy = 'transpose the arrays to clips x numbers, or correct the step'
+    return Finding('a table on its side', value, remedy, video)
 
+# %% ../../nbs/localize/77_doctor.ipynb #4bfc2164
 def row_findings(
     rows: dict[str, Rows],  # by video
     durations: dict[str, float],  # by video; those without are not known
@@ -343,16 +362,13 @@ def row_findings(
     errors = {v: misfit(rows[v], d) for v, d in known.items()}
     wrong = bool(known) and float(np.median(np.abs(list(errors.values())))) > 1
     if rows and (wrong or not known) and sideways(rows, known):
-        video, r = next(iter(rows.items()))
-        value = f'{r.rows} x {r.columns}, of which the columns behave like time'
-        remedy = 'transpose the arrays to clips x numbers, or correct the step'
-        return [Finding('a table on its side', value, remedy, video)]
+        return [side_finding(rows)]
     if wrong:
         return [step_finding(rows, known)]
     show = lambda v: f'rows cover {rows[v].seconds():.4g} of {known[v]:.4g} s'
     remedy = 'look whether the video is whole'
-    long = [v for v, error in errors.items() if abs(error) > 1]
-    return [Finding('rows miss the duration', show(v), remedy, v, fatal=False) for v in long]
+    odd = [v for v, error in errors.items() if abs(error) > 1]
+    return [Finding('rows miss the duration', show(v), remedy, v, fatal=False) for v in odd]
 
 # %% ../../nbs/localize/77_doctor.ipynb #ca9176d2
 def loose(
@@ -363,7 +379,7 @@ def loose(
     known = path.suffix.lower() in SEEN | {'.npy', '.json'}
     return plain(path.stem if known else path.name).strip().lower()
 
-
+# %% ../../nbs/localize/77_doctor.ipynb #e33dcda4
 def alike(
     names: Collection[str],  # some
     others: Collection[str],  # others
@@ -384,7 +400,9 @@ def name_findings(
     quoted = lambda names: ', '.join(map(repr, sorted(names)[:3]))
     remedy = f'give {other} of these annotations'
     if near:
-        remedy = 'spell both alike: ' + ', '.join(f'{a!r} is {b!r}' for a, b in list(near.items())[:3])
+        remedy = 'spell both alike: ' + ', '.join(
+            f'{a!r} is {b!r}' for a, b in list(near.items())[:3]
+        )
     if not common:
         value = f'annotations have {quoted(wanted)}, {other} {quoted(given)}'
         yield Finding(f'no {kind} in common', value, remedy)

@@ -43,7 +43,7 @@ def draw_film(
         ax.imshow(picture, extent=(i * wide, (i + 1) * wide, 0, 1), aspect='auto')
     ax.set(yticks=[])
 
-
+# %% ../../nbs/localize/82_timeline.ipynb #75062f1d
 def draw_curves(
     ax: Axes,  # to draw on
     curves: dict[str, tuple[np.ndarray, np.ndarray]],  # name: seconds, values 0 to 1
