@@ -27,6 +27,7 @@ from vidrepro.localize.doctor import (
     segment_findings,
     settle,
 )
+from vidrepro.localize.examples import read_examples
 
 FEW = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -75,7 +76,9 @@ def test_good_sets_have_no_finding(store, seed, step):
 
 number = st.floats(0, 20)
 SICK = {
-    PAIR: st.sampled_from([[1, 2, 3], [1], [], None, 'ab', 5, [None, 2], ['x', 'y'], {'a': 1}]),
+    PAIR: st.sampled_from(
+        [[1, 2, 3], [1], [], None, [1, 10**400], 'ab', 5, [None, 2], ['x', 'y'], {'a': 1}]
+    ),
     'no finite segment': st.sampled_from(
         [[math.nan, 2.0], [1.0, math.nan], [0.0, math.inf], [-math.inf, 3.0]]
     ),
@@ -197,6 +200,31 @@ def test_a_file_that_knows_its_step_needs_none(store):
         axis = dict(step=0.2, length=16 / 15, first=0.0)
         (folder / f'{v}.json').write_text(json.dumps(dict(axis=axis)))
     assert examine(file, folder) == []
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{}',
+        '[]',
+        'x',
+        '{"axis": {"step": "x", "length": 1, "first": 0}}',
+        '{"axis": {"step": 0, "length": 1, "first": 0}}',
+        '{"axis": {"step": NaN, "length": 1, "first": 0}}',
+    ],
+)
+def test_a_spoilt_file_beside_features_is_named(store, text):
+    file, folder = store(*database(3))
+    (folder / 'v3.json').write_text(text)
+    with pytest.raises(InputError, match='v3.json'):
+        examine(file, folder, 1.0)
+
+
+def test_features_without_rows(store):
+    file, folder = store(*database(3))
+    np.save(folder / 'v3.npy', np.zeros((0, 4), np.float32))
+    with pytest.raises(InputError, match='v3.npy'):
+        read_examples(folder, file, 'training', 16 / 15)
 
 
 SPELLINGS = ['{}.mp4', '{}.AVI', 'v_{}.webm', 'videos/{}', 'a/b/v_{}.mkv']

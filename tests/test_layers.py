@@ -124,7 +124,5 @@ def test_rule(source, me, ok):
 
 
 def test_numbers_are_read():
-    assert (
-        number('core.files') == 1 and number('data.video') == 6 and number('data.nothing') is None
-    )
+    assert number('core.files') == 1 and number('data.video') == 6 and number('data.nothing') is None
     assert re.match(r'\d\d_', next((NBS / 'core').glob('*.ipynb')).name)

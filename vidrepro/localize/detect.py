@@ -422,8 +422,10 @@ def named(
     spans: Float64[np.ndarray, 'm 2'],  # seconds
     scores: Float64[np.ndarray, 'm'],  # of the segments
     top: int,  # classes of each
-) -> tuple[Float64[np.ndarray, 'i 2'], Float64[np.ndarray, 'i'], Int64[np.ndarray, 'i']]:
-    "Segments, scores and classes: as `with_classes`, by the classifier of segments."
+) -> tuple[
+    Float64[np.ndarray, 'i 2'], Float64[np.ndarray, 'i'], Int64[np.ndarray, 'i']
+]:  # segments, scores, classes
+    "As `with_classes`, by the classifier of segments."
     p = class_scores(model, example, spans)
     best = np.argsort(-p, axis=1, kind='stable')[:, :top]
     score = (np.take_along_axis(p, best, 1) * scores[:, None]).ravel()

@@ -93,7 +93,7 @@ def positive(
     "Can this be a duration?"
     try:
         return 0 < float(value) < math.inf
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 # %% ../../nbs/localize/77_doctor.ipynb #8fa25efb
@@ -154,7 +154,7 @@ def is_pair(
     "Has a segment a start and an end?"
     try:
         return isinstance(segment, (list, tuple)) and len([float(s) for s in segment]) == 2
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 # %% ../../nbs/localize/77_doctor.ipynb #c0c032f6
@@ -264,8 +264,10 @@ def beside(
         return {}
     try:
         content = json.loads(about.read_bytes())
-        content['axis']['step'], content['axis']['length'], content['axis']['first']
-        return content
+        axis = {key: float(content['axis'][key]) for key in ('step', 'length', 'first')}
+        if not (positive(axis['step']) and positive(axis['length'])):
+            raise ValueError(f'axis {axis}')
+        return content | dict(axis=axis)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f'features {about}', repr(error), 'extract them again') from None
 
@@ -297,7 +299,7 @@ def rows_of(
     "Shape and seconds of a feature file."
     shape, axis = open_features(file).shape, beside(file).get('axis')
     if axis:
-        return Rows(*shape, *(float(axis[key]) for key in ('step', 'length', 'first')))
+        return Rows(*shape, axis['step'], axis['length'], axis['first'])
     if step is None or not 0 < step < math.inf:
         remedy = 'say how many seconds lie between rows; TSP: 16/15'
         raise InputError(f'features {file}', f'step {step}', remedy)
