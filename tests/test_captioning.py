@@ -60,7 +60,7 @@ from vidrepro.digits.told import (
 from vidrepro.digits.untrimmed import Script, UntrimmedDigits
 from vidrepro.experiments import captioning as experiment
 from vidrepro.experiments.localization import Task, painted
-from vidrepro.localize.detect import Example
+from vidrepro.localize.examples import Example
 from vidrepro.papers import tsp
 from vidrepro.runs.pool import missing
 from vidrepro.runs.run import Run

@@ -13,31 +13,34 @@ from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
 from vidrepro.data.annotations import write_activitynet
 from vidrepro.digits.moving_digits import MovingDigits, write_video
+from vidrepro.features.extract import Features, TimeAxis
 from vidrepro.localize import detect as module
 from vidrepro.localize.detect import (
     PRESETS,
     SMALL,
     Config,
-    Example,
     batch_features,
     batch_targets,
     detect,
     evaluate,
-    fit,
-    fit_classes,
     learning_rate,
     load_detector,
     network,
-    pooled,
     propose,
+    score,
+    train_detector,
+)
+from vidrepro.localize.examples import (
+    Example,
+    fit_classes,
+    pooled,
     read_examples,
     read_features,
-    score,
-    timeline,
     truth_of,
     unlabelled,
 )
 from vidrepro.localize.metrics import read_detections
+from vidrepro.localize.timeline import timeline
 
 
 def told(count, seed, classes=('spin', 'wave'), cells=32, noise=0.3, ends=False):
@@ -86,12 +89,12 @@ def test():
 
 @pytest.fixture(scope='module')
 def trained(train):
-    return {kind: fit(kind, train, config) for kind, config in QUICK.items()}
+    return {kind: train_detector(kind, train, config) for kind, config in QUICK.items()}
 
 
 @pytest.fixture(scope='module')
 def tiny():
-    return fit('gtad', told(8, 0), TINY)
+    return train_detector('gtad', told(8, 0), TINY)
 
 
 # what must come out
@@ -113,7 +116,7 @@ def test_useless_features(trained, train, test):
     swap = lambda videos: [
         replace(e, features=videos[i - 1].features) for i, e in enumerate(videos)
     ]
-    useless = fit('gtad', swap(train[:64]), QUICK['gtad'])
+    useless = train_detector('gtad', swap(train[:64]), QUICK['gtad'])
     found = detect(trained['gtad'], test)
     chance = score(
         found.assign(video=found.video.map({e.name: test[i - 1].name for i, e in enumerate(test)})),
@@ -133,7 +136,7 @@ def test_noise_is_no_leak(test, trained):
 def test_eight_videos_by_heart():
     rng = np.random.default_rng(3)
     eight = [replace(e, features=rng.normal(size=(32, 64)).astype(np.float32)) for e in told(8, 2)]
-    model = fit('gtad', eight, replace(SMALL['gtad'], batch=8, epochs=40, drop=30))
+    model = train_detector('gtad', eight, replace(SMALL['gtad'], batch=8, epochs=40, drop=30))
     assert (
         evaluate(model, eight)['mAP'] > 0.95
         and model.rows[-1]['loss'] < 0.1 * model.rows[0]['loss']
@@ -142,7 +145,7 @@ def test_eight_videos_by_heart():
 
 def test_first_loss_is_that_of_indifference():
     "log 2 for each of three logistic terms; the overlap is worth what half a mean square is."
-    rows = fit('bmn', told(8, 0), replace(SMALL['bmn'], epochs=1, batch=8)).rows
+    rows = train_detector('bmn', told(8, 0), replace(SMALL['bmn'], epochs=1, batch=8)).rows
     assert (
         all(abs(rows[0][name] - np.log(2)) < 0.05 for name in ('start', 'end', 'confidence'))
         and 2.2 < rows[0]['loss'] < 2.8
@@ -159,18 +162,19 @@ def test_schedule():
 
 @pytest.mark.parametrize('killed', [0, 1, 2])
 def test_restart_changes_no_bit(tmp_path, monkeypatch, tiny, killed):
-    real, file = module.train_epoch, tmp_path / 'model.safetensors'
+    real, file, steps = module.batch_loss, tmp_path / 'model.safetensors', []
 
-    def stops(net, optimiser, examples, epoch, config, seed):
-        if epoch == killed:
+    def stops(net, batch, config):
+        steps.append(1)
+        if len(steps) > 2 * killed + 1:  # two steps an epoch: in the middle of an epoch
             raise KeyboardInterrupt
-        return real(net, optimiser, examples, epoch, config, seed)
+        return real(net, batch, config)
 
-    monkeypatch.setattr(module, 'train_epoch', stops)
+    monkeypatch.setattr(module, 'batch_loss', stops)
     with pytest.raises(KeyboardInterrupt):
-        fit('gtad', told(8, 0), TINY, file=file)
-    monkeypatch.setattr(module, 'train_epoch', real)
-    again = fit('gtad', told(8, 0), TINY, file=file)
+        train_detector('gtad', told(8, 0), TINY, file=file)
+    monkeypatch.setattr(module, 'batch_loss', real)
+    again = train_detector('gtad', told(8, 0), TINY, file=file)
     assert again.rows == tiny.rows
     for a, b in zip(again.network.parameters(), tiny.network.parameters()):
         assert torch.equal(a, b)
@@ -184,22 +188,23 @@ def test_restart_changes_no_bit(tmp_path, monkeypatch, tiny, killed):
 def test_restart_of_another_run_is_refused(tmp_path, change):
     file = tmp_path / 'model.safetensors'
     run = dict(kind='gtad', train=told(8, 0), config=replace(TINY, epochs=1), file=file)
-    fit(**run)
+    train_detector(**run)
     before = file.read_bytes()
     with pytest.raises(InputError, match='checkpoint'):
-        fit(**run | change)
+        train_detector(**run | change)
     assert file.read_bytes() == before
 
 
 def test_random_numbers_of_others_are_left_alone(tiny):
     state = torch.get_rng_state()
     network('bmn', 8, SMALL['bmn'])
+    train_detector('gtad', told(8, 0), replace(TINY, epochs=1))
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_loss_that_explodes_is_named():
     with pytest.raises(InputError, match='lr: got 1e.30'):
-        fit('gtad', told(8, 0), replace(TINY, lr=1e30, epochs=9))
+        train_detector('gtad', told(8, 0), replace(TINY, lr=1e30, epochs=9))
 
 
 # the axis
@@ -313,14 +318,14 @@ def test_training_input(tiny):
         (few + [unlabelled(np.zeros((5, 3), np.float32), 5.0, 'odd')], 'odd: got 3 numbers'),
     ):
         with pytest.raises(InputError, match=words):
-            fit('gtad', videos, TINY)
+            train_detector('gtad', videos, TINY)
     with pytest.raises(InputError, match='must be 16'):
         detect(tiny, [unlabelled(np.zeros((5, 3), np.float32), 5.0)])
     with pytest.raises(InputError, match='kind'):
-        fit('bsn', few)
+        train_detector('bsn', few)
     backwards = [replace(few[0], segments=few[0].segments[:, ::-1].copy())]
     with pytest.raises(InputError, match='start first'):
-        fit('gtad', backwards, TINY)
+        train_detector('gtad', backwards, TINY)
     for wrong in (dict(batch=0), dict(lr=-1.0), dict(drop=-1)):
         with pytest.raises(InputError):
             Config(**wrong)
@@ -394,7 +399,7 @@ def test_commands(home):
     result = trains(home)
     assert result.exit_code == 0 and '8 videos' in result.stdout, result.output
     there = read_examples(home / 'features', home / 'truth.json', 'training', 2.0)
-    same = fit('gtad', there, load_detector(home / 'model.safetensors').config)
+    same = train_detector('gtad', there, load_detector(home / 'model.safetensors').config)
     test = ('--annotations', home / 'truth.json', '--step', 2)
     assert (
         call(
@@ -512,7 +517,7 @@ WRONG |= {'foreign label': 'jump', 'other encoder': 'none.mp4'}
 
 def test_what_is_wrong_is_said_in_a_line(home, tiny):
     tiny.save(home / 'model.safetensors')
-    good, bits = {p: p.read_bytes() for p in home.rglob('*') if p.is_file()}, 0
+    good = {p: p.read_bytes() for p in home.rglob('*') if p.is_file()}
     for what, words in WRONG.items():
         command = breaks(home, what)
         before = sorted(p.name for p in home.iterdir())
@@ -569,7 +574,60 @@ def test_step_and_begin_come_from_the_file(tmp_path):
         read_features(tmp_path / 'a.npy')
 
 
-@pytest.mark.parametrize('command', ['train', 'predict', 'evaluate', 'show'])
+@pytest.mark.parametrize('command', ['check', 'train', 'predict', 'evaluate', 'show'])
 def test_help(command):
     text = call(command, '--help').stdout
     assert 'default' in text and call(command).exit_code == 2
+
+
+def rewrite(home, **settings):
+    "Features of the set again, as `features extract` writes them."
+    about = dict(weights='1f0c', encoder='r2plus1d_18', precision='fp32', frames=32, rate=15)
+    for file in (home / 'features').glob('*.npy'):
+        axis = TimeAxis(2.0, 2.0)
+        Features(np.load(file), axis, {}, about | dict(stride=30) | settings).save(file)
+
+
+@pytest.mark.parametrize('changed', [dict(weights='77'), dict(stride=15), dict(rate=30)])
+def test_features_of_another_encoder_are_refused(home, changed):
+    rewrite(home)
+    assert trains(home, '--set', 'epochs=1').exit_code == 0
+    assert 'weights 1f0c' in str(load_detector(home / 'model.safetensors').source)
+    predict = ('predict', home / 'model.safetensors', home / 'features', home / 'out.json')
+    assert call(*predict).exit_code == 0
+    rewrite(home, precision='bf16', encoder='the same in other words')
+    assert call(*predict).exit_code == 0
+    rewrite(home, **changed)
+    (home / 'out.json').unlink()
+    result = call(*predict)
+    (name, value), *_ = changed.items()
+    assert result.exit_code == 2 and result.stderr.count('\n') == 1, result.output
+    assert f'{name} {value}' in result.stderr and 'weights 1f0c' in result.stderr
+    assert not (home / 'out.json').exists()
+
+
+def test_two_encoders_in_one_folder_are_refused(home):
+    rewrite(home)
+    file = home / 'features' / 'v_video5-3.json'
+    file.write_text(file.read_text().replace('1f0c', '77'))
+    result = trains(home)
+    assert result.exit_code == 2 and 'video5-3: got weights 77' in result.stderr
+
+
+def test_plain_arrays_are_known_by_length_and_step(home, tiny):
+    replace(tiny, source=replace(tiny.source, step=1.0)).save(home / 'model.safetensors')
+    result = call(
+        'predict', home / 'model.safetensors', home / 'features', home / 'out.json', '--step', 2
+    )
+    assert result.exit_code == 2 and '16 numbers every 1 s' in result.stderr
+    replace(tiny, source=None).save(home / 'model.safetensors')  # files of before
+    assert (
+        call(
+            'predict', home / 'model.safetensors', home / 'features', home / 'out.json', '--step', 2
+        ).exit_code
+        == 0
+    )
+
+
+def test_training_shows_the_time_left(home):
+    assert 'step/s' in trains(home).stderr or 's/step' in trains(home).stderr

@@ -26,7 +26,7 @@ from ..core.files import InputError
 from ..core.random import generator
 from ..digits.told import CAPTIONS, words_of
 from ..learning.train import Learner, Log, part, read_checkpoint, write_checkpoint
-from ..localize.detect import Example, same_channels
+from ..localize.examples import Example, same_channels
 
 # %% ../../nbs/captions/84_captioner.ipynb #60089d06
 SPECIAL = ('<pad>', '<s>', '</s>', '<unk>')

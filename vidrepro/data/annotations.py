@@ -26,7 +26,9 @@ def read_activitynet(
         rows = []
         for video, entry in database.items():
             subset, duration = entry['subset'], float(entry.get('duration', math.nan))
-            found = [(*map(float, a['segment']), a['label']) for a in entry['annotations']]
+            found = [(*map(float, a['segment']), str(a['label'])) for a in entry['annotations']]
+            if any(len(a['segment']) != 2 or a['label'] is None for a in entry['annotations']):
+                raise ValueError(f'{video}: a segment is not two numbers, or a label is null')
             rows += [(video, subset, duration, *f) for f in found or [(math.nan, math.nan, '')]]
     except FileNotFoundError:
         raise InputError('annotation file', file, 'give a file that exists') from None
@@ -50,7 +52,7 @@ def write_activitynet(
         )
         if math.isnan(row.duration):
             entry.pop('duration', None)
-        if row.label:
+        if row.label != '':
             entry['annotations'].append(dict(segment=[row.start, row.end], label=row.label))
     names = sorted(set(table.label) - {''})
     taxonomy = [

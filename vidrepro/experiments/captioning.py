@@ -33,7 +33,8 @@ from vidrepro.experiments.localization import (
 )
 from .tables import suites
 from ..localize import detect
-from ..localize.detect import SMALL, Example, propose, truth_of
+from ..localize.detect import SMALL, propose, train_detector
+from ..localize.examples import Example, truth_of
 from ..localize.metrics import ACTIVITYNET, average_recall
 from ..runs.pool import missing
 from ..runs.run import Run
@@ -83,7 +84,7 @@ def judge_captions(
     "Train captioner and detector on features and rate what is said of others."
     train, test = standardised(train, test)
     model = train_captioner(train, pd.concat(written, ignore_index=True), config, seed)
-    proposals = propose(detect.fit('bmn', train, proposer, seed), test)
+    proposals = propose(train_detector('bmn', train, proposer, seed), test)
     dense, true = describe(model, test, proposals), describe(model, test, references[0])
     neighbour = {e.name: test[i - 1].name for i, e in enumerate(test)}
     moved = lambda t: t.assign(video=t['video'].map(neighbour))

@@ -33,13 +33,12 @@ from vidrepro.localize.detect import (
     SMALL,
     Config,
     Detector,
-    Example,
     class_scores,
     detect,
-    fit,
     propose,
-    truth_of,
+    train_detector,
 )
+from ..localize.examples import Example, truth_of
 from vidrepro.localize.metrics import (
     ACTIVITYNET,
     Matches,
@@ -237,7 +236,7 @@ def judge_features(
     if kind not in READERS:
         raise InputError('detector', repr(kind), f'use one of {tuple(READERS)}')
     train, test = standardised(train, test)
-    model, truth = fit(kind, train, config or READERS[kind], seed), truth_of(test)
+    model, truth = train_detector(kind, train, config or READERS[kind], seed), truth_of(test)
     found = detect(model, test)
     lists = found, propose(model, test, DETECTIONS), propose(model, test)
     neighbour = {e.name: test[i - 1].name for i, e in enumerate(test)}

@@ -224,7 +224,9 @@ class Learner:
             mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=device == 'cpu'
         )
         self.device = self.accelerator.device
-        model = model.to(self.device, memory_format=torch.channels_last_3d)
+        model = model.to(self.device)
+        if all(p.ndim != 4 for p in model.parameters()):  # torch knows no such layout of pictures
+            model = model.to(memory_format=torch.channels_last_3d)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.loss, self.views, self.batches, self.accumulate = loss, views, batches, accumulate
         self.callbacks = sorted(callbacks, key=lambda c: c.order)
@@ -494,7 +496,7 @@ class Progress(Callback):
 
     order = 22
 
-    def __init__(self, log: Log, title: str = ''):
+    def __init__(self, log: Callback, title: str = ''):  # any with `rows`
         self.log, self.title = log, title
 
     def before_fit(self, learn):

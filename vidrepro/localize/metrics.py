@@ -78,19 +78,19 @@ def check(
     limits: tuple[float, float] | None = (0.0, 1.0),  # of the scores; none: actions have no score
 ) -> None:
     "Refuse a table with the first thing that is wrong in it."
-    wanted = COLUMNS if limits else COLUMNS[:-1]
-    if missing := [c for c in wanted if c not in table]:
+    if missing := [c for c in COLUMNS[: 5 if limits else 4] if c not in table]:
         raise InputError(name, f'columns {list(table)}', f'add {missing}')
     segment = table[['start', 'end']].to_numpy(float)
     score = table['score'].to_numpy(float) if limits else np.zeros(len(table))
     limits = limits or (0.0, 1.0)
-    scores = 'give scores from {:g} to {:g}'.format(*limits)
+    within = 'give scores from {:g} to {:g}'.format(*limits)
     show = lambda i: f'segment [{segment[i, 0]:g}, {segment[i, 1]:g}]'
     tests = [
+        (table['label'].isna().to_numpy(), lambda i: 'no label', "name the class; '' for none"),
         (~np.isfinite(segment).all(1), show, 'give finite seconds'),
         (segment[:, 1] < segment[:, 0], show, 'give the start before the end'),
         (~np.isfinite(score), lambda i: f'score {score[i]}', 'give finite scores'),
-        ((score < limits[0]) | (score > limits[1]), lambda i: f'score {score[i]:g}', scores),
+        ((score < limits[0]) | (score > limits[1]), lambda i: f'score {score[i]:g}', within),
     ]
     for column, allowed in (('video', videos), ('label', classes)):
         if allowed is not None:
@@ -385,7 +385,8 @@ def write_detections(
     results: dict[str, list] = {}
     for video, start, end, label, score in table[list(COLUMNS)].itertuples(index=False):
         entry = dict(score=float(score), segment=[float(start), float(end)])
-        results.setdefault(video, []).append(entry | (dict(label=label) if label else {}))
+        entry |= {} if label == '' else dict(label=str(label))  # 0 is a name, too
+        results.setdefault(video, []).append(entry)
     with atomic(file) as out:
         content = dict(version=version, results=results, external_data=external or {})
         out.write_text(json.dumps(content))
@@ -400,7 +401,7 @@ def read_detections(
     try:
         results = json.loads(Path(file).read_text())['results']
         rows = [
-            (video, *map(float, x['segment']), x.get('label', ''), float(x['score']))
+            (video, *map(float, x['segment']), str(x.get('label', '')), float(x['score']))
             for video, found in results.items()
             for x in found
         ]
