@@ -26,6 +26,7 @@ from vidrepro.models.backbones import backbone
 from vidrepro.models.checkpoints import (
     load_encoder,
     load_weights,
+    pretrained,
     read_file,
     released_keys,
     save_released,
@@ -778,3 +779,19 @@ def test_names_do_not_matter(tmp_path, name, save):
     "Both formats under any ending."
     save(tiny(), tmp_path / name)
     assert load_weights(tmp_path / name, 'tiny')[2].read == 60
+
+
+def test_where_a_run_begins(tmp_path):
+    "A run's folder, its checkpoint, and a file of somebody's are one kind of thing; the copy in a run is not taken."
+    copy = {f'model.key_backbone.{k}': v + 1 for k, v in net('tiny').items()}
+    own = copy | {f'model.backbone.{k}': v for k, v in net('tiny').items()}
+    save_file(own | {'optimizer.0.step': torch.ones(1)}, tmp_path / 'checkpoint.safetensors')
+    torch.save({'state_dict': net('tiny')}, tmp_path / 'theirs.pth')
+    for weights in (tmp_path, tmp_path / 'checkpoint.safetensors', tmp_path / 'theirs.pth'):
+        model = pretrained('tiny', str(weights))
+        assert model.training
+        assert all(torch.equal(v, net('tiny')[k]) for k, v in model.state_dict().items())
+    with pytest.raises(InputError, match='no such file'):
+        pretrained('tiny', 'none.safetensors')
+    with pytest.raises(InputError, match='these are of tiny'):
+        pretrained('r3d_18', str(tmp_path))
