@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import InputError
-from ..data.scan import SEEN
+from ..data.door import ENDINGS
 
 # %% ../../nbs/localize/77_doctor.ipynb #5ad2e333
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ def loose(
 ) -> str:  # the same for all its spellings
     "A name without folder, ending of a video file, `v_` and capitals."
     path = PurePosixPath(str(name).replace('\\', '/'))
-    known = path.suffix.lower() in SEEN | {'.npy', '.json'}
+    known = path.suffix.lower() in ENDINGS | {'.npy', '.json'}
     return plain(path.stem if known else path.name).strip().lower()
 
 # %% ../../nbs/localize/77_doctor.ipynb #e33dcda4
