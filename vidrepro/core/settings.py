@@ -51,7 +51,9 @@ def override(
     for k, v in changes.items():
         if k not in types:
             near = ', '.join(difflib.get_close_matches(k, types, 3) or sorted(types))
-            raise InputError('setting', repr(k), f'there is none of that name; did you mean {near}?')
+            raise InputError(
+                'setting', repr(k), f'there is none of that name; did you mean {near}?'
+            )
         try:
             read[k] = parse(v, types[k])
         except ValueError:
