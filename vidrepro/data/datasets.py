@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ENDINGS', 'METADATA', 'GROUND_TRUTH', 'NUMBERS', 'video_table', 'check_table', 'segment_span', 'BadVideos',
            'bad_policy', 'Scan', 'scan_video', 'judge', 'VideoFiles', 'scan_files', 'VideoItems', 'VideoDataset',
-           'read_item', 'decode_items', 'describe_items', 'from_folder', 'from_list', 'leaks', 'leave_one_group_out',
-           'cache_items', 'read_activitynet', 'write_activitynet', 'tsp_columns', 'write_tsp_csv', 'read_tsp_csv']
+           'frame_size', 'read_item', 'decode_items', 'describe_items', 'from_folder', 'from_list', 'leaks',
+           'leave_one_group_out', 'cache_items', 'read_activitynet', 'write_activitynet', 'tsp_columns',
+           'write_tsp_csv', 'read_tsp_csv']
 
 # %% ../../nbs/data/08_datasets.ipynb #950f9995
 import hashlib
@@ -27,6 +28,7 @@ from jaxtyping import Int64, UInt8
 from sklearn.model_selection import LeaveOneGroupOut
 from torch import Tensor
 
+from ..clips.contract import Clip, cut, scaled
 from ..core.files import InputError, atomic
 from .video import VideoError, probe, read_clips
 
@@ -178,6 +180,10 @@ class VideoFiles:
     scans: dict[str, Scan] = field(default_factory=dict)  # what is known so far
     bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason), found so far
 
+    def at(self, path: str) -> Path:  # as the table names it
+        "Where a file is."
+        return self.root / path
+
     def note(self, bad: list[tuple[str, str]]) -> None:  # (path, reason) of broken files
         "Remember broken files, in `bad` and in quarantine."
         self.bad += [b for b in dict.fromkeys(bad) if b not in self.bad]
@@ -193,7 +199,7 @@ class VideoFiles:
         if len(bad) == len(table) or (bad and self.on_bad.action == 'raise'):
             count = f'{len(bad)} of {len(table)} items are broken'
             remedy = f"{count}: repair or remove them, or use the policy 'skip'"
-            raise VideoError(f'video {self.root / bad[0][0]}', bad[0][1], remedy)
+            raise VideoError(f'video {self.at(bad[0][0])}', bad[0][1], remedy)
         return verdicts
 
     def scan(self, paths: list[str]) -> None:  # files below the root
@@ -236,6 +242,7 @@ class VideoItems:
     files: VideoFiles  # where they are, which are broken
     name: str = 'videos'  # for run cards and messages
     size: tuple[int, int] | None = None  # (height, width) of decoded frames; None = as stored
+    clip: Clip | None = None  # how the decoder brings frames to one size, instead of `size`
     card: str = ''  # hash of the data card
     group_names: tuple[str, ...] = ()  # found in the table when empty
     memory: list[UInt8[Tensor, "c _ h w"]] | None = None  # all frames of each item, when cached
@@ -286,6 +293,13 @@ class VideoDataset(VideoItems):
         return self.usable[1][:, 1]
 
     @property
+    def gigabytes(self) -> float:
+        "Size of all frames as they are handed out, 10^9 bytes."
+        items, spans = self.usable
+        pixels = [math.prod(frame_size(self, path)) for path in items.path]
+        return sum(3 * p * length for p, length in zip(pixels, spans[:, 1].tolist())) / 1e9
+
+    @property
     def bad(self) -> list[tuple[str, str]]:
         "(path, reason) of what was found broken so far."
         return self.files.bad
@@ -317,6 +331,17 @@ class VideoDataset(VideoItems):
         "The same source with every frame decoded once, into memory."
         return cache_items(self, limit_gb)
 
+# %% ../../nbs/data/08_datasets.ipynb #2f4d7454
+def frame_size(
+    source: VideoItems,  # whose frames
+    path: str,  # of one of its files, scanned
+) -> tuple[int, int]:  # height and width, pixels
+    "Size of the frames that a source hands out."
+    scan, clip = source.files.scans[path], source.clip
+    if clip is None:
+        return source.size or (scan.height, scan.width)
+    return (clip.size, clip.size) if clip.picture == 'square' else clip.resize
+
 # %% ../../nbs/data/08_datasets.ipynb #80a6f73c
 def read_item(
     source: VideoDataset,  # whose frames to read
@@ -328,7 +353,11 @@ def read_item(
     "The clips of one item, from memory or from its file."
     if source.memory:
         return rearrange(source.memory[i][:, wanted], 'c n t h w -> n c t h w')
-    return read_clips(source.files.root / path, first + wanted, source.size)
+    scan, file = source.files.scans[path], source.files.at(path)
+    if source.clip is None:
+        return read_clips(file, first + wanted, source.size)
+    frames = read_clips(file, first + wanted, scaled(source.clip, scan.height, scan.width))
+    return cut(frames, source.clip)
 
 # %% ../../nbs/data/08_datasets.ipynb #85b5299f
 def decode_items(
@@ -349,7 +378,7 @@ def decode_items(
         except VideoError as error:
             source.files.note([(path, ' '.join(str(error.value).split()))])
             remedy = "scan with check_decode=True and 'skip', or put the file in quarantine"
-            raise VideoError(f'video {source.files.root / path}', error.value, remedy) from error
+            raise VideoError(f'video {source.files.at(path)}', error.value, remedy) from error
         if clips[-1].shape != clips[0].shape:
             sizes = ' and '.join(f'{c.shape[-2]}x{c.shape[-1]}' for c in (clips[0], clips[-1]))
             raise InputError(f'frames of {source.name}', sizes, 'give size=(height, width)')
@@ -477,17 +506,9 @@ def cache_items(
 ) -> VideoDataset:  # the same items, with their frames in memory
     "Decode every frame of every item once, Eq. (2)."
     items, spans = source.usable
-    pixels = [
-        math.prod(source.size or (source.files.scans[p].height, source.files.scans[p].width))
-        for p in items.path
-    ]
-    needed = sum(3 * p * length for p, length in zip(pixels, spans[:, 1].tolist())) / 1e9
-    if needed > limit_gb:
-        raise InputError(
-            f'frames of {source.name}',
-            f'{needed:.3g} GB',
-            f'give a smaller size, or limit_gb above {limit_gb:g}',
-        )
+    if (needed := source.gigabytes) > limit_gb:
+        remedy = f'give a smaller size, or limit_gb above {limit_gb:g}'
+        raise InputError(f'frames of {source.name}', f'{needed:.3g} GB', remedy)
     memory = []
     for i, length in enumerate(spans[:, 1]):
         clip = source.clips(torch.tensor([i]), torch.arange(int(length))[None, None])
