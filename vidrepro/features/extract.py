@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNEVEN', 'Strip', 'encode', 'Report', 'write_failures', 'Job', 'described', 'run_batch', 'enqueue', 'finish', 'take',
-           'is_done', 'is_of', 'plan', 'bytes_of', 'timed', 'new_job', 'work_on', 'extract']
+           'is_done', 'plan', 'bytes_of', 'timed', 'new_job', 'work_on', 'extract']
 
 # %% ../../nbs/features/74_extract.ipynb #0ec47db6
 import time
@@ -22,7 +22,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..core.files import InputError, atomic, content_hash, located, locked, remove_leftovers
+from ..core.files import InputError, atomic, located, locked, remove_leftovers
 from ..data.video import VideoError
 from ..evaluation.probes import evaluating
 from .samples import Facts, samples_of, several_at_once
@@ -32,6 +32,7 @@ from vidrepro.features.settings import (
     difference,
     feature_names,
     inputs,
+    is_of,
     load,
     written,
 )
@@ -261,17 +262,6 @@ def is_done(
         value = f'{name} {old}, not {name} {new}'
         raise InputError(f'features {file}', value, 'name another folder or remove it')
     return len(found.array) == settings.clips(found.video['samples']) and is_of(found, video)
-
-
-def is_of(
-    features: Features,  # from disk
-    video: Path,  # any
-) -> bool:  # it is the one that was read
-    "Whether features were made of a video, by its content hash."
-    try:
-        return features.video.get('content') == content_hash(video)
-    except (OSError, ValueError):
-        return False
 
 # %% ../../nbs/features/74_extract.ipynb #d980469e
 def plan(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TimeAxis', 'released_clip', 'Settings', 'Features', 'resized', 'in_todays_words', 'about_features', 'load',
-           'fingerprint', 'written', 'read_settings', 'difference', 'listed', 'inputs', 'feature_names']
+           'fingerprint', 'written', 'read_settings', 'difference', 'is_of', 'listed', 'inputs', 'feature_names']
 
 # %% ../../nbs/features/72_settings.ipynb #dc2b4c0f
 import hashlib
@@ -23,7 +23,7 @@ from jaxtyping import Float32, Float64
 from torch import nn
 
 from ..clips.contract import Clip
-from ..core.files import InputError, atomic
+from ..core.files import InputError, atomic, content_hash
 from ..core.settings import from_json, require_choices, to_json
 from ..data.scan import SEEN, list_videos
 from ..data.shards import file_hash
@@ -214,6 +214,17 @@ def difference(
         if values[0] != values[1]:
             return key, *values
     return None
+
+# %% ../../nbs/features/72_settings.ipynb #5767e441
+def is_of(
+    features: Features,  # from disk
+    video: Path,  # any
+) -> bool:  # it is the one that was read
+    "Whether features were made of a video, by its content hash."
+    try:
+        return features.video.get('content') == content_hash(video)
+    except (OSError, ValueError):
+        return False
 
 # %% ../../nbs/features/72_settings.ipynb #98c9948c
 def listed(
