@@ -234,7 +234,9 @@ def listed(
     try:
         text = file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError:
-        raise InputError(f'list {file}', 'not UTF-8', 'save it as UTF-8') from None
+        text = '\0'
+    if '\0' in text:  # UTF-16 is full of them
+        raise InputError(f'list {file}', 'not UTF-8', 'save it as UTF-8')
     if file.suffix.lower() == '.csv':
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
         if 'filename' not in table:
