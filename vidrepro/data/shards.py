@@ -27,6 +27,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+# %% ../../nbs/data/13_shards.ipynb #d7d0b406
 from ..clips.contract import Clip
 from ..clips.sampling import random_clips
 from ..core.files import InputError, atomic, tar_members

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 
+# %% ../../nbs/features/75_formats.ipynb #29b52f79
 from ..core.files import InputError, atomic
 from ..data.shards import write_shard
 from ..data.video import VideoError, frame_times

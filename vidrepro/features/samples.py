@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['on_screen', 'slack', 'viewer', 'Unordered', 'Facts', 'first_facts', 'arrivals', 'watched', 'prepared', 'in_chunks',
-           'samples_of', 'Pool', 'several_at_once']
+           'samples_of', 'Pool', 'work_through', 'several_at_once']
 
 # %% ../../nbs/features/69_samples.ipynb #df03c2a3
 import queue
@@ -21,6 +21,7 @@ from einops import rearrange
 from jaxtyping import Float32
 from torch import Tensor
 
+# %% ../../nbs/features/69_samples.ipynb #2da2be67
 from ..clips.contract import Clip, scaled, view
 from ..core.files import content_hash, located
 from ..data.video import Converter, decode_frames, frame_times, packet_index
@@ -93,14 +94,14 @@ class Facts:
 
     def note(self, moment: float, frame: Any) -> None:  # seconds; `None` at the end
         "Count one arrival."
-        gap = moment - self.seconds
         if frame is not None:
-            if self.frames:
-                self.shortest, self.longest = min(self.shortest, gap), max(self.longest, gap)
+            gaps = [moment - self.seconds] if self.frames else []
+            self.shortest = min(self.shortest, *gaps, float('inf'))
+            self.longest = max(self.longest, *gaps, 0.0)
             self.frames, self.last = self.frames + 1, moment
         self.seconds = moment
 
-
+# %% ../../nbs/features/69_samples.ipynb #c1835048
 def first_facts(
     path: Path,  # a video
 ) -> Facts:  # before it is read
@@ -143,7 +144,7 @@ def watched(
         facts.note(moment, frame)
         yield moment - slack(tick), frame
 
-
+# %% ../../nbs/features/69_samples.ipynb #71fb316e
 def prepared(
     frames: Iterable[av.VideoFrame],  # samples, some of them twice in a row
     show: Callable[[av.VideoFrame], Tensor],  # from `viewer`
@@ -170,7 +171,7 @@ def in_chunks(
     if held:
         yield torch.stack(held)
 
-
+# %% ../../nbs/features/69_samples.ipynb #4aeb455e
 def samples_of(
     path: Path,  # a video
     clip: Clip,  # the contract
@@ -188,25 +189,15 @@ def samples_of(
             yield None
 
 # %% ../../nbs/features/69_samples.ipynb #f1573ef9
+@dataclass(eq=False)
 class Pool:
-    "Threads that work on items and hand what they yield through one queue of limited length."
+    "What threads share: items to work on, and a queue of limited length for what they yield."
 
-    def __init__(
-        self,
-        work: Callable[[Any], Iterator],  # item -> things
-        items: Iterable[Any],  # what to work on
-        workers: int,  # items at the same time
-        room: int,  # things that may wait
-    ):
-        self.work, self.stop = work, threading.Event()
-        self.todo, self.done = queue.SimpleQueue(), queue.Queue(room)
-        for item in [*((item,) for item in items), *[()] * workers]:
-            self.todo.put(item)
-        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(workers)]
-        for thread in self.threads:
-            thread.start()
+    todo: queue.SimpleQueue  # items, then an empty one for each thread
+    done: queue.Queue  # pairs of item and thing; an empty one for each thread that has finished
+    stop: threading.Event  # set when nobody wants any more
 
-    def put(self, *pair: Any) -> None:  # item and thing; nothing: this thread has finished
+    def put(self, *pair: Any) -> None:  # item and thing
         "Wait for room, unless all is to stop."
         while not self.stop.is_set():
             try:
@@ -214,17 +205,21 @@ class Pool:
             except queue.Full:
                 pass
 
-    def run(self) -> None:
-        "What each thread does."
-        while (item := self.todo.get()) and not self.stop.is_set():
-            try:
-                for thing in self.work(*item):
-                    self.put(*item, thing)
-                    if self.stop.is_set():
-                        return
-            except Exception as error:  # bytes can make a decoder fail in ways nobody foresaw
-                self.put(*item, error)
-        self.put()
+# %% ../../nbs/features/69_samples.ipynb #a854ea7c
+def work_through(
+    pool: Pool,  # shared with other threads
+    work: Callable[[Any], Iterator],  # item -> things
+) -> None:
+    "What each thread does."
+    while (item := pool.todo.get()) and not pool.stop.is_set():
+        try:
+            for thing in work(*item):
+                pool.put(*item, thing)
+                if pool.stop.is_set():
+                    return
+        except Exception as error:  # bytes can make a decoder fail in ways that nobody foresaw
+            pool.put(*item, error)
+    pool.put()
 
 # %% ../../nbs/features/69_samples.ipynb #b8aa0d81
 def several_at_once(
@@ -234,7 +229,13 @@ def several_at_once(
     room: int = 8,  # things of one worker that may wait
 ) -> Iterator[tuple[Any, Any]]:  # item and thing; an exception of `work` is its last thing
     "What `work` yields for each item, in the order it comes; that of one item stays in order."
-    pool = Pool(work, items, workers, room * workers)
+    pool = Pool(queue.SimpleQueue(), queue.Queue(room * workers), threading.Event())
+    for item in [*((item,) for item in items), *[()] * workers]:
+        pool.todo.put(item)
+    how = dict(target=work_through, args=(pool, work), daemon=True)
+    threads = [threading.Thread(**how) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
     try:
         while workers:
             if pair := pool.done.get():
@@ -243,5 +244,5 @@ def several_at_once(
                 workers -= 1
     finally:
         pool.stop.set()
-        for thread in pool.threads:
+        for thread in threads:
             thread.join()

@@ -22,6 +22,7 @@ from einops import rearrange
 from jaxtyping import Float32, Float64
 from torch import nn
 
+# %% ../../nbs/features/72_settings.ipynb #e61327e0
 from ..clips.contract import Clip
 from ..core.files import InputError, atomic, content_hash
 from ..core.settings import from_json, require_choices, to_json
