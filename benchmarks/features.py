@@ -1,10 +1,10 @@
 """How fast are features, and what limits them? Medians and ratios of one run.
 
 python benchmarks/features.py                  decoding, memory, encoders (about five minutes on one core)
-python benchmarks/features.py decoding         one pass against seeking for each clip, at strides 1, 8, 16
+python benchmarks/features.py decoding         one pass against seeking for each clip, at hops 1, 8, 16
 python benchmarks/features.py memory           peak memory for 1, 10 and 60 minutes of video
 python benchmarks/features.py encoders [NAME]  clips a second by data type, and the share of time spent waiting for frames
-python benchmarks/features.py equal FOLDER     every video below FOLDER against clip-by-clip extraction, strides 1, 8, 16
+python benchmarks/features.py equal FOLDER     every video below FOLDER against clip-by-clip extraction, hops 1, 8, 16
 """
 
 import resource
@@ -24,7 +24,9 @@ from torch import nn
 from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
 from vidrepro.data.door import walk_folder
 from vidrepro.data.video import VideoError, frame_times, probe, read_clips
-from vidrepro.features.extract import Settings, extract, load, slack
+from vidrepro.features.extract import extract
+from vidrepro.features.samples import slack
+from vidrepro.features.settings import Settings, load
 from vidrepro.models.backbones import BACKBONES, backbone
 
 ROUNDS = 3
@@ -117,14 +119,14 @@ def decoding():
         for size in ((120, 160), (240, 320)):
             path = write_synthetic(folder / f'{size[0]}.mp4', 20, size)
             numbers, frames = numbers_of(path), probe(path).frames
-            for stride in (1, 8, 16):
-                starts, times = range(0, len(numbers) - 15, stride), {'ours': [], 'seeking': []}
+            for hop in (1, 8, 16):
+                starts, times = range(0, len(numbers) - 15, hop), {'ours': [], 'seeking': []}
                 for round_ in range(ROUNDS):
-                    out = folder / f'{size[0]}-{stride}-{round_}'
+                    out = folder / f'{size[0]}-{hop}-{round_}'
                     begin = time.process_time()
-                    report = extract(network, path, out, Settings(stride=stride))
+                    report = extract(network, path, out, Settings(hop=hop))
                     times['ours'].append(time.process_time() - begin)
-                    if round_ and stride == 1:  # one round of the slow way is enough
+                    if round_ and hop == 1:  # one round of the slow way is enough
                         continue
                     begin = time.process_time()
                     slow, decoded = seeking_features(network, path, starts, numbers)
@@ -132,7 +134,7 @@ def decoding():
                 ours, seeking = (statistics.median(times[k]) for k in ('ours', 'seeking'))
                 worst = np.abs(load(out / f'{path.stem}.npy').array - slow).max()
                 print(
-                    f'{size[1]}x{size[0]} stride {stride:2}: {len(starts):3} clips; '
+                    f'{size[1]}x{size[0]} hop {hop:2}: {len(starts):3} clips; '
                     f'frames decoded {report.frames} of {frames}, by seeking {decoded}; '
                     f'CPU {ours:.2f} s and {seeking:.2f} s, {seeking / ours:.1f}x; largest difference {worst:.1e}'
                 )
@@ -140,7 +142,7 @@ def decoding():
 
 def memory():
     "Peak memory of a process that extracts features of one video, for videos of three lengths."
-    print('Peak memory, stride 16, tiny encoder (a process each)')
+    print('Peak memory, hop 16, tiny encoder (a process each)')
     with tempfile.TemporaryDirectory() as folder:
         peaks = {}
         for minutes in (1, 10, 60):
@@ -205,13 +207,13 @@ def encoders(names):
 
 
 def equal(folder):
-    "Every video at strides 1, 8 and 16 against clips that are decoded, prepared and encoded one by one."
+    "Every video at hops 1, 8 and 16 against clips that are decoded, prepared and encoded one by one."
     network, counts, worst = Small(), dict(equal=0, short=0, failed=0, sizes=0), 0.0
     with tempfile.TemporaryDirectory() as out:
         for place, name in enumerate(walk_folder(folder)[0]):
             path, slow, how = Path(folder) / name, None, 'equal'
-            for stride in (1, 8, 16):
-                report = extract(network, path, f'{out}/{place}/{stride}', Settings(stride=stride))
+            for hop in (1, 8, 16):
+                report = extract(network, path, f'{out}/{place}/{hop}', Settings(hop=hop))
                 if report.failed:
                     how = 'short' if 'samples' in report.failed[path.name] else 'failed'
                     assert how == 'failed' or len(numbers_of(path)) < 16, name
@@ -230,9 +232,9 @@ def equal(folder):
                 except VideoError:
                     how = 'sizes'  # the frame size changes: the slow way cannot stack its frames
                     break
-                found = load(next(Path(f'{out}/{place}/{stride}').glob('*.npy'))).array
-                assert found.shape == slow[::stride].shape, (name, stride, found.shape, slow.shape)
-                worst = max(worst, float(np.abs(found - slow[::stride]).max()))
+                found = load(next(Path(f'{out}/{place}/{hop}').glob('*.npy'))).array
+                assert found.shape == slow[::hop].shape, (name, hop, found.shape, slow.shape)
+                worst = max(worst, float(np.abs(found - slow[::hop]).max()))
                 assert report.frames == probe(path).frames, name
             counts[how] += 1
             if how != 'equal':

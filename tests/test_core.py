@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidrepro.core.files import InputError, atomic, data_root, project_dir
+from vidrepro.core.files import InputError, atomic, data_root, locked, project_dir
 from vidrepro.core.random import GAMMA, generator, hash_uniform
 from vidrepro.core.results import LIMIT, list_runs, load_run, save_run, thin
 
@@ -105,6 +105,46 @@ def test_folder_survives_a_failed_swap(tmp_path, monkeypatch):
         temp.mkdir()
         (temp / 'new').write_text('new')
     assert os.listdir(tmp_path) == ['bundle'] and os.listdir(tmp_path / 'bundle') == ['old']
+
+
+def test_project_of_somebody_else(tmp_path, monkeypatch):
+    "A settings file of another package, or of none, is no project of ours."
+    (tmp_path / 'sub').mkdir()
+    for words in ('[DEFAULT]\nlib_name = theirs\n', '', '[x]\nlib_name = vidrepro', 'lib_name'):
+        (tmp_path / 'settings.ini').write_text(words)
+        assert project_dir(tmp_path / 'sub') is None
+    (tmp_path / 'settings.ini').write_text('[DEFAULT]\nlib_name = vidrepro\nx = %(y)s\n')
+    assert project_dir(tmp_path / 'sub') == tmp_path.resolve()
+
+
+@given(name=st.text(min_size=1, max_size=255).filter(lambda n: not set(n) & set('/\0')))
+@settings(max_examples=60, deadline=None)
+def test_any_legal_name_can_be_written(tmp_path_factory, name):
+    folder = tmp_path_factory.mktemp('names', numbered=True)
+    try:
+        (folder / name).touch()
+    except (OSError, UnicodeEncodeError):
+        return  # not legal here
+    if (folder / name).is_dir():
+        return
+    with atomic(folder / name) as temp:
+        assert temp.parent.resolve() == folder.resolve() and len(os.fsencode(temp.name)) < 90
+        temp.write_text('whole')
+    assert os.listdir(folder) == [name] and (folder / name).read_text() == 'whole'
+
+
+def test_locks_of_forked_children(tmp_path):
+    "A child that is forked under a lock does not hold it after its parent let go, once it has ended."
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            time.sleep(0.1)
+            os._exit(0)
+        with pytest.raises(InputError, match='another process'), locked(tmp_path):
+            pass
+    os.waitpid(child, 0)
+    with locked(tmp_path), pytest.raises(InputError), locked(tmp_path, '0-of-2'):
+        pass
 
 
 def test_card_of_a_used_name_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 
 import h5py
@@ -19,10 +20,19 @@ from test_features import Small, contents, write
 from typer.testing import CliRunner
 
 from vidrepro.cli.features import app
+from vidrepro.clips.contract import Clip, view
 from vidrepro.core.files import InputError
-from vidrepro.data.video import probe
+from vidrepro.data.video import probe, read_clips
 from vidrepro.features import formats
-from vidrepro.features.extract import Features, Settings, TimeAxis, extract, load
+from vidrepro.features.extract import extract
+from vidrepro.features.settings import (
+    Features,
+    Settings,
+    TimeAxis,
+    load,
+    read_settings,
+    released_clip,
+)
 from vidrepro.models.backbones import backbone
 from vidrepro.runs.execute import learner
 from vidrepro.runs.methods import pick_preset
@@ -34,20 +44,14 @@ LENGTHS = dict(v_one=400, v_two=95, three=64)
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-    "Three videos and their features at strides 16 and 1."
+    "Three videos and their features at hops 16 and 1."
     home = tmp_path_factory.mktemp('formats')
     (home / 'videos').mkdir()
     for name, frames in LENGTHS.items():
         write(home / 'videos' / f'{name}.mp4', range(frames))
-    for stride in (16, 1):
-        extract(
-            Small(),
-            home / 'videos',
-            home / f'features{stride}',
-            Settings(stride=stride),
-            'small',
-            batch=4,
-        )
+    for hop in (16, 1):
+        out = home / f'features{hop}'
+        extract(Small(), home / 'videos', out, Settings(hop=hop), 'small', batch=4)
     return home
 
 
@@ -55,8 +59,8 @@ def samples(frames):
     return -(-frames // 2)
 
 
-def rows(frames, stride):
-    return (samples(frames) - 16) // stride + 1
+def rows(frames, hop):
+    return (samples(frames) - 16) // hop + 1
 
 
 # ---- readers, each written from the documented interface of the program ---------------------------
@@ -183,10 +187,10 @@ def test_consumers_read_what_is_written(home, tmp_path, to, read):
 
 @pytest.mark.parametrize('length', [100, 128, 192])
 @pytest.mark.parametrize('how', ['linear', 'mean'])
-@pytest.mark.parametrize('stride', [16, 1])
-def test_fixed_lengths(home, tmp_path, length, how, stride):
+@pytest.mark.parametrize('hop', [16, 1])
+def test_fixed_lengths(home, tmp_path, length, how, hop):
     "Shape, and the average of a curve is kept; a row's time is the middle of what it covers."
-    formats.export(home / f'features{stride}', tmp_path / 'x', 'actionformer', length, how)
+    formats.export(home / f'features{hop}', tmp_path / 'x', 'actionformer', length, how)
     options = json.loads((tmp_path / 'x' / 'interface.json').read_text())['options']
     for name in LENGTHS:
         found, _ = actionformer(tmp_path / 'x', options, name)
@@ -291,12 +295,12 @@ def test_gvf(home, tmp_path):
 # ---- against the videos --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('stride', [16, 1])
-def test_whole_folder_passes(home, stride):
-    table = formats.verify(home / f'features{stride}', home / 'videos')
+@pytest.mark.parametrize('hop', [16, 1])
+def test_whole_folder_passes(home, hop):
+    table = formats.verify(home / f'features{hop}', home / 'videos')
     assert (table.status == 'ok').all() and len(table) == 3
     for name, frames in LENGTHS.items():
-        assert len(load(home / f'features{stride}' / f'{name}.npy').array) == rows(frames, stride)
+        assert len(load(home / f'features{hop}' / f'{name}.npy').array) == rows(frames, hop)
         assert formats.expected_samples(home / 'videos' / f'{name}.mp4', 15) == samples(frames)
 
 
@@ -307,7 +311,7 @@ def test_real_folder(data_dir, tmp_path):
             Small(),
             data_dir / folder,
             tmp_path / folder,
-            Settings(size=32, on_short='pad'),
+            Settings(released_clip(size=32), on_short='pad'),
             batch=8,
         )
         assert not report.failed
@@ -398,25 +402,62 @@ def test_ranks_share_the_videos(home, tmp_path, command, monkeypatch):
 
 
 def test_own_run(home, tmp_path, command):
-    "A run of `train` brings its clip length, its size and its pictures."
-    cfg = pick_preset('tec', 'tiny', steps=1, videos=8, length=64, batch=4, hidden=16, dim=8)
-    learn, _ = learner(
-        Run('mine', 'tec', cfg), tmp_path / 'mine', videos(cfg, 'pretrain'), 'cpu', quiet=True
-    )
+    "A run of `train` brings its clip along, stride included, and lets no option contradict it."
+    changes = dict(steps=1, videos=8, length=64, batch=4, hidden=16, dim=8, stride=2)
+    cfg = pick_preset('tec', 'tiny', **changes)
+    run = Run('mine', 'tec', cfg)
+    learn, _ = learner(run, tmp_path / 'mine', videos(cfg, 'pretrain'), 'cpu', quiet=True)
     learn.fit(1)
-    result = command('extract', home / 'videos', tmp_path / 'f', '--run', tmp_path / 'mine')
+    words = ('extract', home / 'videos', tmp_path / 'f', '--run', tmp_path / 'mine')
+    for option, value in (
+        ('--frames', 16),
+        ('--size', 64),
+        ('--rate', 15),
+        ('--picture', 'released'),
+    ):
+        result = command(*words, option, value)
+        assert result.exit_code == 2 and 'leave the option out' in result.stderr
+    result = command(*words, '--frames', cfg.frames)
     assert result.exit_code == 0, result.stderr
-    found = load(tmp_path / 'f' / 'v_one.npy')
-    assert {k: found.settings[k] for k in ('frames', 'size', 'transform')} == dict(
-        frames=cfg.frames, size=cfg.size, transform='square'
-    )
-    from vidrepro.data.video import read_clips
-    from vidrepro.learning.views import prepare
-
-    clip = read_clips(home / 'videos' / 'v_one.mp4', [list(range(32, 32 + 2 * cfg.frames, 2))])
+    found, clip = load(tmp_path / 'f' / 'v_one.npy'), Clip(cfg.frames, 2, cfg.size)
+    assert read_settings(found.settings).clip == clip
+    numbers = range(16, 16 + 2 * cfg.frames, 2)
+    clips = read_clips(home / 'videos' / 'v_one.mp4', [numbers], (32, 43))
     with torch.inference_mode():
-        slow = learn.model.backbone.eval()(prepare(clip, cfg.size))
+        slow = learn.model.backbone.eval()(view(clips, clip))
     np.testing.assert_allclose(found.array[1], slow[0].numpy(), atol=1e-5)
+
+
+def test_older_features(home, tmp_path):
+    "Features that named hop and picture otherwise are exported; their videos have no content yet."
+    old = tmp_path / 'old'
+    shutil.copytree(home / 'features16', old)
+    for file in old.glob('*.json'):
+        about = json.loads(file.read_text())
+        settings = about['settings']
+        clip = settings.pop('clip')
+        settings |= dict(frames=clip['frames'], rate=clip['rate'], size=clip['size'])
+        settings |= dict(stride=settings.pop('hop'), transform='tsp')
+        del about['video']['content'], about['video']['fps']
+        file.write_text(json.dumps(about))
+    for folder in ('old', 'features16'):
+        where = old if folder == 'old' else home / folder
+        formats.export(where, tmp_path / f'to-{folder}', 'actionformer')
+    assert contents(tmp_path / 'to-old') == contents(tmp_path / 'to-features16')
+    assert set(formats.verify(old, home / 'videos').status) == {'changed'}
+    report = extract(Small(), home / 'videos', old, Settings(), 'small', batch=4)
+    assert len(report.done) == 3 and set(formats.verify(old, home / 'videos').status) == {'ok'}
+
+
+def test_another_video_of_as_many_bytes(home, tmp_path):
+    "The size of a file does not tell which video it is."
+    (tmp_path / 'v').mkdir()
+    film = write(tmp_path / 'v' / 'a.avi', range(64), codec='rawvideo')
+    extract(Small(), tmp_path / 'v', tmp_path / 'f', batch=4)
+    data = bytearray(film.read_bytes())
+    data[20_000:30_000] = bytes(10_000)
+    film.write_bytes(data)
+    assert formats.verify(tmp_path / 'f', tmp_path / 'v').status.tolist() == ['changed']
 
 
 def test_durations_agree_with_probe(home):

@@ -4,8 +4,11 @@ import contextlib
 import csv
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,21 +21,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vidrepro.clips.contract import Clip, view
 from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
-from vidrepro.core.files import InputError
+from vidrepro.core.files import InputError, located, locked
+from vidrepro.data.datasets import from_folder
+from vidrepro.data.shards import pack
 from vidrepro.data.video import probe, read_clips
-from vidrepro.features import extract as module
-from vidrepro.features.extract import (
+from vidrepro.features import samples as module
+from vidrepro.features.extract import Strip, extract
+from vidrepro.features.samples import on_screen, slack
+from vidrepro.features.settings import (
+    Features,
     Settings,
-    Strip,
     TimeAxis,
-    extract,
     feature_names,
     inputs,
     load,
-    on_screen,
-    slack,
-    tsp_view,
+    released_clip,
 )
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -123,15 +128,16 @@ def folder(tmp_path_factory):
 
 
 @QUICK
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 40))
-def test_number_of_clips(samples, frames, stride):
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 4), st.integers(1, 40))
+def test_number_of_clips(samples, frames, stride, hop):
     "The formula, and the clips that a strip hands out, are those of trying every start."
-    starts = [s for s in range(0, samples, stride) if s + frames <= samples]
-    chosen = Settings(frames=frames, stride=stride)
+    clips = [range(s, s + frames * stride, stride) for s in range(0, samples, hop)]
+    full = [list(clip) for clip in clips if clip[-1] < samples]
+    chosen = Settings(Clip(frames, stride), hop)
     strip = Strip(chosen)
     clips = list(strip.add(torch.arange(samples)))
-    assert chosen.clips(samples) == len(starts) == strip.clips
-    assert [list(map(int, c)) for c in clips] == [list(range(s, s + frames)) for s in starts]
+    assert chosen.clips(samples) == len(full) == strip.clips
+    assert [list(map(int, c)) for c in clips] == full and len(strip.ring) <= chosen.reach
 
 
 @QUICK
@@ -155,19 +161,16 @@ def test_whole_ratios_take_every_frame_of_a_kind(tmp_path, fps, step):
 
 
 @pytest.mark.parametrize('name', ['a.mp4', 'b.mp4', 'sub/c.mkv', 'sub/d.mp4', 'e.mp4'])
-@pytest.mark.parametrize('stride', [1, 8, 16])
-def test_equal_to_clip_by_clip(folder, tmp_path, name, stride):
+@pytest.mark.parametrize('hop', [1, 8, 16])
+def test_equal_to_clip_by_clip(folder, tmp_path, name, hop):
     network = Small()
-    report = extract(network, folder / name, tmp_path, Settings(stride=stride), batch=3)
-    found, slow = (
-        load(next(tmp_path.glob('*.npy'))),
-        slow_features(network, folder / name)[::stride],
-    )
+    report = extract(network, folder / name, tmp_path, Settings(hop=hop), batch=3)
+    found, slow = (load(next(tmp_path.glob('*.npy'))), slow_features(network, folder / name)[::hop])
     assert not report.failed and found.array.shape == slow.shape
     np.testing.assert_allclose(found.array, slow, atol=1e-5, rtol=0)
     assert report.frames == probe(folder / name).frames  # one pass
-    assert len(found.array) == (len(slow_numbers(folder / name)) - 16) // stride + 1
-    np.testing.assert_allclose(found.times[:, 2], np.arange(len(slow)) * stride / 15 + 8 / 15)
+    assert len(found.array) == (len(slow_numbers(folder / name)) - 16) // hop + 1
+    np.testing.assert_allclose(found.times[:, 2], np.arange(len(slow)) * hop / 15 + 8 / 15)
     np.testing.assert_allclose(found.times[:, 1] - found.times[:, 0], 16 / 15)
 
 
@@ -186,36 +189,33 @@ REAL = [
 
 @pytest.mark.parametrize('pattern', REAL)
 def test_real_files(data_dir, tmp_path, pattern):
-    "Strides 1, 8 and 16 of files with stamps out of order, variable rate, rotation, odd sizes; pass `benchmarks/features.py` a folder for all."
+    "Hops 1, 8 and 16 of files with stamps out of order, variable rate, rotation, odd sizes; pass `benchmarks/features.py` a folder for all."
     files = sorted(data_dir.glob(pattern))[:1]
     if not files:
         pytest.skip(f'no {pattern}')
     network, path = Small(), files[0]
     slow = None
-    for stride in (1, 8, 16):
-        report = extract(
-            network, path, tmp_path / str(stride), Settings(stride=stride, size=112), batch=4
-        )
+    for hop in (1, 8, 16):
+        report = extract(network, path, tmp_path / str(hop), Settings(hop=hop), batch=4)
         numbers = slow_numbers(path)
         if len(numbers) < 16:
-            assert list(report.failed.values()) == [f'{len(numbers)} samples, a clip has 16']
+            assert list(report.failed.values()) == [f'{len(numbers)} samples, a clip spans 16']
             continue
         if 'size_change' in path.name:  # no reader for whole clips of two sizes: only the count
-            assert report.clips == Settings(stride=stride).clips(len(numbers))
+            assert report.clips == Settings(hop=hop).clips(len(numbers))
             continue
         slow = slow_features(network, path) if slow is None else slow
         np.testing.assert_allclose(
-            load(tmp_path / str(stride) / f'{path.stem}.npy').array,
-            slow[::stride],
-            atol=1e-5,
-            rtol=0,
+            load(tmp_path / str(hop) / f'{path.stem}.npy').array, slow[::hop], atol=1e-5, rtol=0
         )
 
 
-def test_frame_that_is_seen_twice_is_prepared_once(tmp_path):
+def test_frame_that_is_seen_twice_is_prepared_once(tmp_path, monkeypatch):
     "At 5 frames a second each is three samples, but one picture is made of it."
     path, made = write(tmp_path / 'x.mp4', range(12), Fraction(1, 5)), []
-    *chunks, facts = module.samples_of(path, 15, lambda p: made.append(1) or torch.zeros(1, 1, 3))
+    show = lambda frame: made.append(1) or torch.zeros(1, 1, 3)
+    monkeypatch.setattr(module, 'viewer', lambda clip: show)
+    *chunks, facts = module.samples_of(path, released_clip())
     assert (sum(map(len, chunks)), len(made), facts.frames) == (
         len(slow_numbers(path)),
         12,
@@ -226,23 +226,43 @@ def test_frame_that_is_seen_twice_is_prepared_once(tmp_path):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-@QUICK
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 2**31))
-def test_tsp_view_is_resize_and_crop(h, w, seed):
-    picture = np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
-    x = F.interpolate(
-        torch.from_numpy(picture).permute(2, 0, 1)[None] / 255,
-        (128, 171),
-        mode='bilinear',
-        align_corners=False,
-    )[0]
-    mean, std = (torch.tensor(v)[:, None, None] for v in (KINETICS_MEAN, KINETICS_STD))
-    torch.testing.assert_close(
-        tsp_view(picture, 112),
-        ((x - mean) / std)[:, 8:120, 30:142].permute(1, 2, 0),
-        atol=5e-5,
-        rtol=0,
-    )
+def test_pictures_of_a_run_are_those_of_its_tests(tmp_path):
+    "Of wide, tall and turned videos, the encoder sees what a source with its contract hands to a probe."
+    (tmp_path / 'a').mkdir()
+    sizes = dict(wide=(48, 96), tall=(96, 48), even=(64, 64), small=(24, 40))
+    for name, size in sizes.items():
+        write(tmp_path / 'a' / f'{name}.mp4', range(20), size=size)
+    index, frames = torch.arange(4), torch.arange(0, 16, 2).expand(4, 1, 8)
+    for clip in (Clip(8, 2, 32), Clip(8, 2, 32, picture='frame', resize=(32, 43))):
+        source = replace(from_folder(tmp_path), clip=clip)
+        tested = view(source.clips(index, frames)[:, 0], clip)
+        for path, wanted in zip(source.table.path, tested):
+            *chunks, _ = module.samples_of(tmp_path / path, clip)
+            seen = torch.cat(chunks)[frames[0, 0]].permute(3, 0, 1, 2)
+            torch.testing.assert_close(seen, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('name, fps', [('a.mp4', 30), ('b.mp4', 25), ('sub/d.mp4', 30000 / 1001)])
+def test_encoder_of_stored_frames(folder, tmp_path, name, fps):
+    "Every second frame, as the file counts them; a row's seconds are those of its frames."
+    network, clip = Small(), Clip(8, 2, 48)
+    extract(network, folder / name, tmp_path, Settings(clip, hop=6), batch=2)
+    found, count = load(next(tmp_path.glob('*.npy'))), probe(folder / name).frames
+    starts = np.arange(0, count - 14, 6)
+    clips = read_clips(folder / name, starts[:, None] + 2 * np.arange(8))
+    with torch.inference_mode():
+        slow = network(view(clips[..., 8:56], clip))
+    np.testing.assert_allclose(found.array, slow, atol=1e-5)
+    np.testing.assert_allclose(found.times[:, 0], starts / fps)
+    np.testing.assert_allclose(found.times[:, 1], (starts + 15) / fps)
+    assert found.video['fps'] == pytest.approx(fps)
+
+
+def test_stored_frames_at_irregular_times_are_refused(folder, tmp_path):
+    report = extract(Small(), folder / 'e.mp4', tmp_path, Settings(Clip(8, 1, 48)), batch=2)
+    assert 'variable frame rate' in report.failed['e.mp4'] and not list(tmp_path.glob('*.npy'))
+    report = extract(Small(), folder / 'e.mp4', tmp_path, Settings(Clip(8, 1, 48, 5.0)), batch=2)
+    assert report.done == ['e.mp4']
 
 
 def test_bf16_is_close(folder, tmp_path):
@@ -269,7 +289,7 @@ def contents(out):
 
 def test_workers_batches_and_shards_change_nothing(folder, tmp_path):
     "The same bytes with four readers; the same numbers with other batches; shards are disjoint and complete."
-    network, chosen = Small(), Settings(stride=4)
+    network, chosen = Small(), Settings(hop=4)
     extract(network, folder, tmp_path / 'one', chosen, batch=7)
     extract(network, folder, tmp_path / 'four', chosen, batch=7, workers=4)
     assert contents(tmp_path / 'one') == contents(tmp_path / 'four')
@@ -295,7 +315,7 @@ def test_kill_and_restart(folder, tmp_path):
             time.sleep(0.02)
             return super().forward(x)
 
-    chosen, out, kills, seen = Settings(stride=2), tmp_path / 'killed', 0, []
+    chosen, out, kills, seen = Settings(hop=2), tmp_path / 'killed', 0, []
     extract(Small(), folder, tmp_path / 'whole', chosen, batch=4)
     rng = np.random.default_rng(int.from_bytes(os.urandom(4), 'big'))
     for _ in range(8):
@@ -319,32 +339,86 @@ def test_kill_and_restart(folder, tmp_path):
 
 def test_leftovers_of_others_stay(folder, tmp_path):
     "Half-written files of this shard's videos go, those of another shard that may be at work do not."
-    mine, other = list(inputs(folder)[1])[0], list(inputs(folder)[1])[1]
-    for name in (mine, other):
-        left = tmp_path / Path(name).with_suffix('.npy')
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.with_name(f'.01234567.part.{left.name}').write_bytes(b'half')
+    for name in inputs(folder)[1][:2]:
+        code = f"""
+import os, signal
+from vidrepro.core.files import atomic
+with atomic({str(tmp_path / Path(name).with_suffix('.npy'))!r}) as temp:
+    temp.write_bytes(b'half')
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        assert subprocess.run([sys.executable, '-c', code]).returncode == -signal.SIGKILL
+    before = {p.name for p in tmp_path.rglob('.*.part*')}
     extract(Small(), folder, tmp_path, shard=(0, 5), batch=2)
-    assert [p.name[15:] for p in tmp_path.rglob('.*.part.*')] == [
-        Path(other).with_suffix('.npy').name
-    ]
+    after = {p.name for p in tmp_path.rglob('.*.part*')}
+    assert len(before) == 2 and len(after) == 1 and after < before
+
+
+def test_two_runs_in_one_folder(folder, tmp_path):
+    "The same part, or the whole beside a part, is refused while one is at work; two parts get along."
+    run = lambda **how: extract(Small(), folder / 'a.mp4', tmp_path, batch=2, **how)
+    with locked(tmp_path, '0-of-2'):
+        for how in (dict(shard=(0, 2)), {}):
+            with pytest.raises(InputError, match='another process is writing there'):
+                run(**how)
+        assert not run(shard=(1, 2)).failed
+    with locked(tmp_path), pytest.raises(InputError, match='another process'):
+        run(shard=(1, 2))
+    assert run().done == ['a.mp4']
 
 
 def test_changed_video_is_done_again(folder, tmp_path):
-    (tmp_path / 'v').mkdir()
-    (tmp_path / 'v' / 'x.mp4').write_bytes((folder / 'a.mp4').read_bytes())
-    assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).done == ['x.mp4']
-    assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).kept == ['x.mp4']
-    (tmp_path / 'v' / 'x.mp4').write_bytes((folder / 'b.mp4').read_bytes())
-    assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).done == ['x.mp4']
+    "Another length, or other pixels in a file of the same length; features that are cut off or lost."
+    video, out = tmp_path / 'v' / 'x.avi', tmp_path / 'out'
+    video.parent.mkdir()
+    run = lambda: extract(Small(), tmp_path / 'v', out, batch=2)
+    write(video, range(90), codec='rawvideo')
+    assert run().done == ['x.avi'] and run().kept == ['x.avi']
+    write(tmp_path / 'other.avi', range(1, 91), codec='rawvideo')
+    data = bytearray(video.read_bytes())
+    data[30_000:40_000] = bytes(10_000)  # a darker first picture
+    assert len(data) == video.stat().st_size
+    video.write_bytes(data)
+    assert run().done == ['x.avi'] and run().kept == ['x.avi']
+    write(video, range(60), codec='rawvideo')
+    assert run().done == ['x.avi']
     for spoil in (
         lambda f: f.write_bytes(f.read_bytes()[:-1]),
         lambda f: f.unlink(),
         lambda f: f.with_suffix('.json').write_text('{'),
         lambda f: f.with_suffix('.json').unlink(),
     ):
-        spoil(tmp_path / 'out' / 'x.npy')
-        assert extract(Small(), tmp_path / 'v', tmp_path / 'out', batch=2).done == ['x.mp4']
+        spoil(out / 'x.npy')
+        assert run().done == ['x.avi']
+
+
+def test_long_names(folder, tmp_path):
+    "Names of up to 250 bytes; one more is that video's failure and stops no other."
+    (tmp_path / 'v').mkdir()
+    names = ['a.mp4', '가' * 82 + '.mp4', 'k' * 246 + '.mp4', 'k' * 251 + '.mp4', 'z.mp4']
+    for name in names:
+        (tmp_path / 'v' / name).write_bytes((folder / 'a.mp4').read_bytes())
+    (tmp_path / 'list.txt').write_text('\n'.join([*names, 'm' * 300 + '.mp4']))
+    report = extract(Small(), tmp_path / 'list.txt', tmp_path / 'o', root=tmp_path / 'v', batch=2)
+    assert sorted(report.done) == sorted(n for n in names if len(n) < 255)
+    assert 'File name too long' in report.failed[names[3]] and len(report.failed) == 2
+    again = extract(Small(), tmp_path / 'list.txt', tmp_path / 'o', root=tmp_path / 'v', batch=2)
+    assert sorted(again.kept) == sorted(report.done) and again.failed == report.failed
+
+
+def test_packed_videos(folder, tmp_path):
+    "A video inside a shard has the features, and the content, of the file that was packed."
+    (tmp_path / 'v' / 'c').mkdir(parents=True)
+    (tmp_path / 'v' / 'c' / 'a.mp4').write_bytes((folder / 'a.mp4').read_bytes())
+    pack(from_folder(tmp_path / 'v'), tmp_path / 's')
+    shard = tmp_path / 's' / 'videos-000000.tar'
+    (tmp_path / 'list.txt').write_text(f'{shard.name}/c/a.mp4\n')
+    extract(Small(), tmp_path / 'v' / 'c', tmp_path / 'one', batch=2)
+    extract(Small(), tmp_path / 'list.txt', tmp_path / 'two', root=shard.parent, batch=2)
+    one, two = (load(next((tmp_path / k).rglob('a.npy'))) for k in ('one', 'two'))
+    np.testing.assert_array_equal(one.array, two.array)
+    assert one.video['content'] == two.video['content']
+    assert two.video['bytes'] == located(shard / 'c' / 'a.mp4')[2]
 
 
 @pytest.mark.parametrize('policy', ['error', 'pad', 'skip'])
@@ -403,7 +477,7 @@ def test_odd_files(data_dir, tmp_path):
         Small(),
         tmp_path / 'list.txt',
         tmp_path / 'out',
-        Settings(on_short='skip', size=32),
+        Settings(released_clip(size=32), on_short='skip'),
         root=root,
         batch=4,
         workers=2,
@@ -460,8 +534,8 @@ def test_training_mode_is_given_back(folder, tmp_path):
 @pytest.mark.parametrize(
     'make, words',
     [
-        (lambda t: Settings(transform='crop'), 'use one of tsp, square'),
-        (lambda t: Settings(rate=0), 'above 0'),
+        (lambda t: Settings(precision='int8'), 'use fp32 or bf16'),
+        (lambda t: Settings(hop=0), 'hop: got 0'),
         (lambda t: inputs(t / 'none'), 'that exists'),
         (lambda t: extract(Small(), t / 'one.mp4', t / 'o', shard=(2, 2)), 'give 0 to 1'),
         (lambda t: extract(Small(), t / 'one.mp4', t / 'o', batch=0), 'at least 1'),
@@ -500,9 +574,9 @@ def test_tsp_metadata(data_dir, tmp_path):
 
 def test_time_axis_of_resized_rows():
     "Rows keep the seconds they cover, whatever their number."
-    for stride in (1, 8, 16):
-        axis = Settings(stride=stride).axis
-        found = module.Features(np.zeros((40, 2), np.float32), axis, {}, {})
+    for hop in (1, 8, 16):
+        axis = Settings(hop=hop).axis()
+        found = Features(np.zeros((40, 2), np.float32), axis, {}, {})
         for m in (1, 7, 40, 100):
             times = found.resample(m).times
             begin, end = axis.times(40)[0, 2] - axis.step / 2, axis.times(40)[-1, 2] + axis.step / 2

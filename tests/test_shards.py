@@ -1,9 +1,11 @@
 "Shards: what goes in comes out, once, in an order that seed and epoch decide."
 
 import json
+import pickle
 import re
 import tarfile
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vidrepro.core.files import InputError
+from vidrepro.clips.contract import Clip
+from vidrepro.core.files import InputError, content_hash, located
 from vidrepro.core.random import generator
 from vidrepro.data.datasets import from_folder, video_table
 from vidrepro.data.shards import (
+    SHARDS,
     Sample,
     ShardClips,
     Shards,
     as_file,
     decode,
     mixed,
+    open_shards,
     pack,
     plan_shards,
     read_shard,
@@ -293,3 +298,83 @@ def test_missing_video_leaves_nothing(source, tmp_path):
     with pytest.raises(InputError, match='no such file'):
         pack(broken, tmp_path / 'a')
     assert not (tmp_path / 'a').exists()
+
+
+# ---- a source with random access -----------------------------------------------------------------
+
+
+def whole(source, index, count=6):
+    "The first frames of some items."
+    return source.clips(index, torch.arange(count).expand(len(index), 1, count))
+
+
+@pytest.mark.parametrize('how', [{}, dict(size=(16, 20)), dict(clip=Clip(6, 1, 24))])
+def test_source_equals_the_files(source, folder, how):
+    packed, files = open_shards(folder, **how), replace(source, **how)
+    assert (folder / SHARDS).is_file() and packed.table.equals(files.table)
+    assert packed.classes == files.classes and len(packed) == len(files) == 24
+    assert packed.labels.equal(files.labels) and packed.lengths.equal(files.lengths)
+    index = torch.tensor([23, 0, 7, 0])
+    assert whole(packed, index).equal(whole(files, index))
+    assert whole(packed.subset(index), torch.arange(4)).equal(whole(files, index))
+    assert whole(packed.cached(), index).equal(whole(files, index))
+    assert packed.describe() | dict(name='') == files.describe() | dict(name='')
+    assert packed.gigabytes == files.gigabytes and packed.bad == []
+    assert whole(pickle.loads(pickle.dumps(packed)), index).equal(whole(files, index))
+    for path in packed.table.path:
+        assert content_hash(packed.files.at(path)) == content_hash(files.files.at(path))
+
+
+def test_real_source(data_dir, tmp_path):
+    "Real AVI files, whose frames are numbered by decoding, read in the middle of a shard."
+    files = from_folder(data_dir / 'ucf101_mini', size=(60, 80))
+    files = files.subset(torch.arange(0, len(files), len(files) // 3))
+    pack(files, tmp_path, max_count=2)
+    packed = open_shards(tmp_path, size=(60, 80))
+    order = torch.tensor([files.table.path.tolist().index(p) for p in packed.table.path])
+    frames = torch.tensor([[0, 30, 7]]).expand(len(order), 1, 3)
+    assert packed.lengths.equal(files.lengths[order])
+    assert packed.clips(torch.arange(len(order)), frames).equal(files.clips(order, frames))
+
+
+def test_splits_groups_and_segments_are_kept(source, tmp_path):
+    table = source.table.iloc[:4].reset_index(drop=True)
+    rows = table.assign(split=['train', 'test', 'train', ''], group=['p', 'q', 'q', ''])
+    rows = rows.loc[[0, 0, 1, 2, 3]].reset_index(drop=True)
+    rows.loc[[0, 1], ['start', 'end']] = [[0.0, 0.1], [0.1, 0.25]]
+    files = replace(source, table=rows)
+    pack(files, tmp_path)
+    packed = open_shards(tmp_path)
+    assert packed.table.equals(rows) and packed.group_names == ('p', 'q')
+    assert packed.lengths.equal(files.lengths) and packed.groups.equal(files.groups)
+    assert len(packed.in_split('train')) == 3 and packed.describe()['segments'] == 2
+    one = torch.tensor([1])
+    assert whole(packed, one, 2).equal(whole(files, one, 2))
+
+
+def test_bad_members_and_shards(source, tmp_path):
+    "A spoilt video is a bad video under every policy; a shard of which something is missing is refused."
+    pack(source, tmp_path, 'digits', max_count=7)
+    packed = open_shards(tmp_path)
+    path = packed.table.path[3]
+    file, first, size = located(packed.files.at(path))
+    with open(file, 'r+b') as data:
+        data.seek(first)
+        data.write(bytes(size))
+    with pytest.raises(VideoError, match='1 of 24 items are broken'):
+        open_shards(tmp_path).lengths.sum()
+    skipped = open_shards(tmp_path, bad='skip')
+    assert len(skipped) == 23 and [p for p, _ in skipped.bad] == [path]
+    listed = open_shards(tmp_path, bad=f'quarantine:{tmp_path / "bad.csv"}')
+    assert len(listed) == 23 and path in (tmp_path / 'bad.csv').read_text()
+    shard = tmp_path / 'digits-000001.tar'
+    data = shard.read_bytes()
+    for spoilt in (data[:-20_000], b'', b'no tar' * 999):
+        shard.write_bytes(spoilt)
+        with pytest.raises(InputError, match='again'):
+            open_shards(tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match='again'):
+        open_shards(tmp_path, bad='skip')
+    shard.write_bytes(data)
+    assert len(open_shards(tmp_path, bad='skip')) == 23

@@ -198,6 +198,10 @@ class VideoFiles:
     scans: dict[str, Scan] = field(default_factory=dict)  # what is known so far
     bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason), found so far
 
+    def at(self, path: str) -> Path:  # as the table names it
+        "Where a file is."
+        return self.root / path
+
     def note(self, bad: list[tuple[str, str]]) -> None:  # (path, reason) of broken files
         "Remember broken files, in `bad` and in quarantine."
         self.bad += [b for b in dict.fromkeys(bad) if b not in self.bad]
@@ -220,7 +224,7 @@ class VideoFiles:
         if len(bad) == len(table) or (bad and self.on_bad.action == 'raise'):
             count = f'{len(bad)} of {len(table)} items are broken'
             remedy = f"{count}: repair or remove them, or use the policy 'skip'"
-            raise VideoError(f'video {self.root / bad[0][0]}', bad[0][1], remedy)
+            raise VideoError(f'video {self.at(bad[0][0])}', bad[0][1], remedy)
         return verdicts
 
     def scan(self, paths: list[str]) -> None:  # files below the root
@@ -397,7 +401,7 @@ def read_item(
             remedy = 'other frames are in memory: set it before cached()'
             raise InputError('rate', source.rate, remedy)
         return rearrange(source.memory[i][:, wanted], 'c n t h w -> n c t h w')
-    file, numbers = source.files.root / path, first + wanted
+    file, numbers = source.files.at(path), first + wanted
     if source.rate:
         numbers = stored_frames(file, source.usable[0].start[i], wanted, source.rate)
     if source.clip is None:
@@ -426,7 +430,7 @@ def decode_items(
         except VideoError as error:
             source.files.note([(path, ' '.join(str(error.value).split()))])
             remedy = "scan with check_decode=True and 'skip', or put the file in quarantine"
-            raise VideoError(f'video {source.files.root / path}', error.value, remedy) from error
+            raise VideoError(f'video {source.files.at(path)}', error.value, remedy) from error
         if clips[-1].shape != clips[0].shape:
             sizes = ' and '.join(f'{c.shape[-2]}x{c.shape[-1]}' for c in (clips[0], clips[-1]))
             raise InputError(f'frames of {source.name}', sizes, 'give size=(height, width)')

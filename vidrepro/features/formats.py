@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Named', 'SAVERS', 'EACH', 'EXPORTS', 'feature_files', 'same_settings', 'keyed', 'write_each', 'dump_pickle',
-           'dump_tensor', 'write_bmt', 'write_bmn', 'write_h5', 'write_webdataset', 'video_facts', 'options_for',
-           'export', 'watched', 'read_array', 'gvf', 'write_gvf', 'expected_samples', 'check_features', 'why_missing',
-           'verify']
+           'dump_tensor', 'write_bmt', 'write_bmn', 'write_h5', 'write_webdataset', 'video_facts', 'only_rate',
+           'by_stride', 'options_for', 'export', 'watched', 'read_array', 'gvf', 'write_gvf', 'expected_samples',
+           'check_features', 'why_missing', 'failures_in', 'of_no_video', 'verify']
 
 # %% ../../nbs/features/75_formats.ipynb #74f75d54
 import csv
@@ -26,10 +26,22 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 
+# %% ../../nbs/features/75_formats.ipynb #29b52f79
 from ..core.files import InputError, atomic
 from ..data.shards import write_shard
 from ..data.video import VideoError, frame_times
-from .extract import Features, about_features, feature_names, inputs, load, slack
+from .samples import slack
+from vidrepro.features.settings import (
+    Features,
+    Settings,
+    about_features,
+    difference,
+    feature_names,
+    inputs,
+    is_of,
+    load,
+    read_settings,
+)
 
 # %% ../../nbs/features/75_formats.ipynb #f9d3ae01
 def feature_files(
@@ -54,8 +66,9 @@ def same_settings(
     for file in files:
         found = about_features(file)['settings']
         first, settings = first or file, settings or found
-        if other := [key for key in settings | found if settings.get(key) != found.get(key)]:
-            value = f'{other[0]} {found.get(other[0])!r}, but {settings.get(other[0])!r} in {first.name}'
+        if other := difference(found, settings):
+            name, here, there = other
+            value = f'{name} {here!r}, but {there!r} in {first.name}'
             raise InputError(f'features {file}', value, 'keep features of one kind in a folder')
     return settings or {}
 
@@ -166,20 +179,45 @@ def video_facts(
     "Rows, seconds of the video, seconds covered, and BMN's `feature_frame`, Eq. (1)."
     times, video = features.times, features.video
     first, covered = float(times[0, 0]), float(times[-1, 1])
-    frame = (
-        round(video['frames'] * covered / video['seconds']) if video['seconds'] else video['frames']
-    )
-    row = dict(
-        video=key,
-        path=video['path'],
-        rows=len(times),
-        seconds=video['seconds'],
-        first=first,
-        covered=covered,
-    )
-    return row | dict(frames=video['frames'], feature_frame=frame)
+    frames, seconds = video['frames'], video['seconds']
+    row = dict(video=key, path=video['path'], rows=len(times), seconds=seconds)
+    row |= dict(first=first, covered=covered, frames=frames)
+    row |= dict(feature_frame=round(frames * covered / seconds) if seconds else frames)
+    return row | dict(rate=features.settings['clip']['rate'] or video['fps'])  # samples a second
 
 # %% ../../nbs/features/75_formats.ipynb #161e3707
+def only_rate(
+    to: str,  # program
+    videos: list[dict],  # from `video_facts`
+) -> float:  # samples a second
+    "The rate of all videos, for a program that is told one."
+    rates = {round(video['rate'], 2): round(video['rate'], 6) for video in videos}
+    if len(rates) > 1:
+        value = f'{min(rates)} and {max(rates)} stored frames a second'
+        remedy = f'{to} is told one rate: convert the videos to one, or export to bmn or gtad'
+        raise InputError('features', value, remedy)
+    return next(iter(rates.values()))
+
+# %% ../../nbs/features/75_formats.ipynb #8befbff9
+def by_stride(
+    to: str,  # `actionformer`, `opentad` or `bmt`
+    settings: Settings,  # of the features
+    videos: list[dict],  # from `video_facts`
+    length: int | None,  # rows, if all have the same number
+) -> dict:  # option -> value
+    "How a program that counts samples is told the time axis."
+    hop, reach, rate = settings.hop, settings.reach, only_rate(to, videos)
+    if to == 'actionformer' and length:
+        return dict(feat_stride=-1, num_frames=1, default_fps=rate, max_seq_len=length)
+    if to == 'actionformer':
+        return dict(feat_stride=hop, num_frames=reach, default_fps=rate)
+    if to == 'opentad':
+        return dict(feature_stride=hop, offset_frames=reach / 2, fps=rate)
+    most = max(300, *(video['rows'] for video in videos))
+    names = dict(feature_timespan_in_fps=hop, fps_at_extraction=rate)
+    return names | dict(pad_video_feats_up_to=most)
+
+# %% ../../nbs/features/75_formats.ipynb #13a54fce
 def options_for(
     to: str,  # one of `EXPORTS`
     settings: dict,  # of the features
@@ -189,27 +227,18 @@ def options_for(
     prefix: str,  # of the keys
 ) -> dict:  # option -> value
     "What to set in the consumer's configuration."
-    stride, frames, rate = settings['stride'], settings['frames'], settings['rate']
-    by_stride = dict(feat_stride=stride, num_frames=frames, default_fps=rate)
-    by_share = dict(feat_stride=-1, num_frames=1, default_fps=rate, max_seq_len=length)
-    most = max(video['rows'] for video in videos)
+    by_share = dict(feat_dim=d, temporal_scale=length or 100, feature_frame='from videos.csv')
     known = dict(
-        actionformer=dict(
-            input_dim=d, file_prefix=prefix, file_ext='.npy', **(by_share if length else by_stride)
-        ),
-        opentad=dict(
-            feature_stride=stride, offset_frames=frames // 2, fps=rate, prefix=prefix, in_channels=d
-        ),
-        bmn=dict(feat_dim=d, temporal_scale=length, feature_frame='from videos.csv'),
-        gtad=dict(feat_dim=d, temporal_scale=length or 100, feature_frame='from videos.csv'),
-        bmt=dict(
-            d_vid=d,
-            feature_timespan_in_fps=stride,
-            fps_at_extraction=rate,
-            pad_video_feats_up_to=max(most, 300),
-        ),
+        actionformer=dict(input_dim=d, file_prefix=prefix, file_ext='.npy'),
+        opentad=dict(prefix=prefix, in_channels=d),
+        bmt=dict(d_vid=d),
+        bmn=by_share,
+        gtad=by_share,
     )
-    return dict(format=to, settings=settings, options=known.get(to, {}))
+    options = known.get(to, {})
+    if to in ('actionformer', 'opentad', 'bmt'):
+        options |= by_stride(to, read_settings(settings), videos, length)
+    return dict(format=to, settings=settings, options=options)
 
 # %% ../../nbs/features/75_formats.ipynb #c900066e
 SAVERS = dict(npy=('.npy', np.save), pkl=('.pkl', dump_pickle), pt=('.pt', dump_tensor))
@@ -327,10 +356,12 @@ def write_gvf(
 # %% ../../nbs/features/75_formats.ipynb #47bc5c0c
 def expected_samples(
     video: Path,  # file
-    rate: int | float,  # samples a second
+    rate: int | float,  # samples a second; 0: the stored frames
 ) -> int:  # samples
-    "n of `features.extract`, Eq. (1), from the time stamps alone."
-    index, _, end = frame_times(video)
+    "n of `features.samples`, Eq. (1), from the time stamps alone."
+    index, seconds, end = frame_times(video)
+    if not rate:
+        return len(seconds)
     return max(1, math.ceil((end - slack(float(index.tick))) * rate))
 
 # %% ../../nbs/features/75_formats.ipynb #1f669445
@@ -343,14 +374,10 @@ def check_features(
         return 'missing', ''
     try:
         features = load(file)
-        if features.video['bytes'] != video.stat().st_size:
-            return 'changed', 'the video has another size than the one that was read'
-        settings = features.settings
-        samples, spare = (
-            expected_samples(video, settings['rate']),
-            settings['frames'] - settings['stride'],
-        )
-        rows = max(1, (samples - spare) // settings['stride'])
+        settings = read_settings(features.settings)
+        rows = settings.clips(expected_samples(video, settings.clip.rate))
+        if not is_of(features, video):
+            return 'changed', 'the video is not the one that was read'
         if len(features.array) != rows:
             return 'wrong count', f'{len(features.array)} rows, the video has {rows} clips'
     except VideoError as error:
@@ -366,18 +393,36 @@ def why_missing(
     reason: str,  # from a list of failures, if it is there
 ) -> tuple[str, str]:  # 'missing', or 'short' if it was skipped as it should; and why
     "Whether a video without features should have some."
+    if reason or not settings:
+        return 'missing', reason or 'not extracted'
+    wanted = read_settings(settings)
     try:
-        samples = expected_samples(video, settings['rate']) if settings and not reason else 0
+        samples = expected_samples(video, wanted.clip.rate)
     except VideoError as error:
         return 'missing', ' '.join(str(error.value).split())
-    short = samples and samples < settings['frames']
-    return (
-        ('short', f'{samples} samples, skipped')
-        if short
-        else ('missing', reason or 'not extracted')
-    )
+    short = samples < wanted.reach
+    return ('short', f'{samples} samples, skipped') if short else ('missing', 'not extracted')
 
 # %% ../../nbs/features/75_formats.ipynb #eb5e399a
+def failures_in(
+    folder: Path,  # of features
+) -> dict[str, str]:  # path -> reason
+    "What the runs that wrote a folder could not do."
+    reasons, how = {}, dict(dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
+    for file in sorted(folder.glob('failures*.csv')):
+        reasons |= dict(pd.read_csv(file, **how).to_numpy())
+    return reasons
+
+
+def of_no_video(
+    folder: Path,  # of features
+    known: set[Path],  # features of videos
+) -> list[str]:  # paths below the folder, sorted
+    "Arrays that none of the videos explains."
+    present = {f for f in folder.rglob('*.npy') if not f.name.startswith('.')}
+    return sorted(file.relative_to(folder).as_posix() for file in present - known)
+
+# %% ../../nbs/features/75_formats.ipynb #3739caf8
 def verify(
     folder: str | Path,  # of features
     videos: str | Path,  # folder, list, CSV or video that they were made from
@@ -385,18 +430,14 @@ def verify(
 ) -> pd.DataFrame:  # path, status, reason; one row a video, then features of no video ('extra')
     "Hold a folder of features against its videos."
     folder, (root, paths) = Path(folder), inputs(videos, root)
-    reasons = {}
-    for file in sorted(folder.glob('failures*.csv')):
-        reasons |= dict(pd.read_csv(file, dtype=str, keep_default_na=False).to_numpy())
-    rows, names = [], feature_names(paths)
-    for path, name in names.items():
-        rows.append((path, *check_features(folder / name, root / path)))
-    known = {folder / name for name in names.values()}
-    present = [f for f in folder.rglob('*.npy') if f not in known and not f.name.startswith('.')]
-    rows += [(f.relative_to(folder).as_posix(), 'extra', 'no such video') for f in sorted(present)]
-    settings = same_settings(folder / names[path] for path, status, _ in rows if status == 'ok')
-    rows = [
-        (p, *why_missing(root / p, settings, reasons.get(p, ''))) if s == 'missing' else (p, s, r)
-        for p, s, r in rows
-    ]
+    files = {path: folder / name for path, name in feature_names(paths).items()}
+    found = {path: check_features(file, root / path) for path, file in files.items()}
+    settings = same_settings(files[path] for path, (status, _) in found.items() if status == 'ok')
+    reasons = failures_in(folder)
+    for path, (status, _) in found.items():
+        if status == 'missing':
+            found[path] = why_missing(root / path, settings, reasons.get(path, ''))
+    rows = [(path, *verdict) for path, verdict in found.items()]
+    extra = of_no_video(folder, set(files.values()))
+    rows += [(path, 'extra', 'no such video') for path in extra]
     return pd.DataFrame(rows, columns=['path', 'status', 'reason'])
