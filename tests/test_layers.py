@@ -125,6 +125,6 @@ def test_rule(source, me, ok):
 
 def test_numbers_are_read():
     assert (
-        number('core.files') == 1 and number('data.video') == 6 and number('data.nothing') is None
+        number('core.files') == 1 and number('data.video') == 7 and number('data.nothing') is None
     )
     assert re.match(r'\d\d_', next((NBS / 'core').glob('*.ipynb')).name)

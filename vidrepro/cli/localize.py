@@ -6,9 +6,9 @@
 __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step', 'Missing', 'Features_', 'NewModel', 'NewJson',
            'Numbers', 'Seed', 'Subset', 'Kind', 'Preset', 'NamedBy', 'Proposals', 'VideoScores', 'Top', 'Found',
            'Thresholds', 'Budget', 'Classes', 'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'Sentences', 'Words',
-           'Places', 'Said', 'Told', 'References', 'pick_device', 'changed', 'settings', 'check_annotations', 'train',
-           'predict', 'plain_names', 'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip',
-           'show', 'train_captions', 'predict_captions', 'evaluate_captions']
+           'Places', 'Said', 'Told', 'References', 'changed', 'settings', 'check_annotations', 'train', 'predict',
+           'plain_names', 'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show',
+           'train_captions', 'predict_captions', 'evaluate_captions']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
@@ -35,6 +35,7 @@ from ..core.settings import parse
 from ..data.annotations import read_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
+from ..learning.distributed import pick_device
 from ..localize import detect as detection
 from ..localize.detect import PRESETS, SMALL, Config, same_source, train_detector
 from ..localize.doctor import compare, examine, find_features, plain, settle
@@ -81,16 +82,6 @@ Numbers = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help='Of weights and order.')]
 Subset = Annotated[str, typer.Option(help='Videos of the annotations.')]
-
-# %% ../../nbs/cli/97_localize.ipynb #b3ee7715
-def pick_device(
-    name: str | None,  # of a device, or nothing
-) -> str:  # that exists
-    "The GPU if there is one, else the processor."
-    there = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
-    if name is not None and name not in there:
-        raise InputError('--device', repr(name), f'use one of {", ".join(there)}')
-    return name or there[-1]
 
 # %% ../../nbs/cli/97_localize.ipynb #44bc3079
 def changed(
@@ -167,7 +158,7 @@ def train(
     set_: Changes = [],  # settings to change
 ) -> None:
     "Train a detector on features and annotations; an interrupted training goes on."
-    config, place = settings(kind, preset, set_), pick_device(device)
+    config, place = settings(kind, preset, set_), str(pick_device(device))
     if model.suffix != '.safetensors':
         raise InputError('MODEL', model, 'name it NAME.safetensors')
     videos = read_examples(features, annotations, subset, step, missing)
@@ -206,7 +197,7 @@ def predict(
     device: Device = None,  # as its help says
 ) -> None:
     "Write detections, or proposals, in the JSON of ActivityNet."
-    detector = detection.load_detector(model, pick_device(device))
+    detector = detection.load_detector(model, str(pick_device(device)))
     videos = read_examples(features, annotations, subset, step, missing)
     same_source(detector, videos)
     if proposals:
@@ -377,7 +368,10 @@ def show(
     "Draw frames, boundaries, truth and detections of one video."
     if out.suffix not in ('.png', '.pdf', '.svg'):
         raise InputError('OUT', out, 'name it .png, .pdf or .svg')
-    detector, duration = detection.load_detector(model, pick_device(device)), probe(video).duration
+    detector, duration = (
+        detection.load_detector(model, str(pick_device(device))),
+        probe(video).duration,
+    )
     example, truth = one_example(video, features, run, backbone, weights, step), None
     same_source(detector, [example])
     if annotations:
@@ -417,7 +411,7 @@ def train_captions(
     set_: Changes = [],  # settings to change
 ) -> None:
     "Train a captioner on features and captions of true segments."
-    config, place = changed(captioning.Config(), set_), pick_device(device)
+    config, place = changed(captioning.Config(), set_), str(pick_device(device))
     if model.suffix != '.safetensors' or model.exists():
         raise InputError('MODEL', model, 'name a new file, NAME.safetensors')
     table = plain_names(read_captions(captions))
@@ -443,7 +437,7 @@ def predict_captions(
     device: Device = None,  # as its help says
 ) -> None:
     "Write a sentence for each segment."
-    captioner = captioning.load_captioner(model, pick_device(device))
+    captioner = captioning.load_captioner(model, str(pick_device(device)))
     table = plain_names(read_detections(segments)).sort_values(
         'score', ascending=False, kind='stable'
     )
