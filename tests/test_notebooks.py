@@ -215,7 +215,7 @@ class TestNotebook:
             if bad
         ]
         if alarms:
-            warnings.warn(f'{path.stem}: ' + '; '.join(alarms))
+            warnings.warn(f'{path.stem}: ' + '; '.join(alarms), stacklevel=1)
 
 
 def links(text):

@@ -113,22 +113,6 @@ def remove_leftovers(
             if left.name[1:9] in mine:
                 _remove(left)
 
-# %% ../../nbs/core/01_files.ipynb #0fb1abe9
-@contextmanager
-def locked(
-    folder: str | Path,  # made if it does not exist
-) -> Iterator[Path]:  # the folder, nobody else's until the block ends
-    "One process at a time writes into a folder; its end, however it comes, sets the folder free."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = 'another process is writing there: wait, or name another folder'
-            raise InputError('folder', folder, remedy) from None
-        yield folder
-
 # %% ../../nbs/core/01_files.ipynb #5a35a3f4
 def _hold(
     file: Path,  # lock file

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'SHARDS', 'sample_key', 'sample_members', 'pack_order', 'plan_shards', 'write_shard', 'file_hash',
-           'sized_paths', 'pack', 'read_shard', 'share', 'mixed', 'this_rank', 'Sample', 'Shards', 'open_shards',
-           'read_index', 'as_sample', 'read_parts', 'as_file', 'decode', 'ShardClips', 'PackedFiles', 'samples_in',
-           'packed_items', 'unpack']
+           'sized_paths', 'pack', 'read_shard', 'share', 'mixed', 'this_rank', 'Sample', 'Shards', 'read_index',
+           'as_sample', 'read_parts', 'as_file', 'decode', 'ShardClips', 'PackedFiles', 'samples_in', 'packed_items',
+           'open_shards', 'unpack']
 
 # %% ../../nbs/data/14_shards.ipynb #ac8fdc2c
 import hashlib
@@ -287,16 +287,6 @@ class Shards(IterableDataset):
         parts = share([shard['samples'] for shard in shards], consumer, ranks * workers)
         stream = read_parts([Path(self.folder) / shard['file'] for shard in shards], parts)
         yield from mixed(stream, self.buffer if self.shuffle else 1, generator(*key, consumer))
-
-# %% ../../nbs/data/14_shards.ipynb #a89a4465
-SHARDS = 'index.json'  # the file that tells a folder of shards
-
-
-def open_shards(
-    folder: str | Path,  # of shards
-) -> VideoDataset:  # a source
-    "The packed videos as a source."
-    raise InputError(folder, 'shards', 'not yet')
 
 # %% ../../nbs/data/14_shards.ipynb #0d2345ce
 def read_index(

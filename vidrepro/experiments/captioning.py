@@ -91,8 +91,8 @@ def judge_captions(
     most, places = max(len(e.labels) for e in test), truth_of(test)
     strange = true.assign(sentence=np.roll(true['sentence'], most))
     values, floor = measures(dense, true, references), measures(moved(dense), strange, references)
-    for found, table in ((values, proposals), (floor, moved(proposals))):
-        found['AUC'] = average_recall(places, table, ACTIVITYNET, budget='each').summary()['AUC']
+    for found, places_ in ((values, proposals), (floor, moved(proposals))):
+        found['AUC'] = average_recall(places, places_, ACTIVITYNET, budget='each').summary()['AUC']
     return values, floor, model.rows, dict(proposals=dense, true=true)
 
 # %% ../../nbs/experiments/89_captioning.ipynb #9a1a1fbe
