@@ -23,7 +23,7 @@ from vidrepro.runs import videos as runs_videos
 from vidrepro.runs.run import open_run
 
 ROOT = Path(__file__).parents[1]
-MOTIONS = ('left', 'right', 'still')
+MOTIONS = ('left', 'right', 'up')
 
 
 @dataclass
