@@ -215,12 +215,12 @@ def located(
 def content_hash(
     path: str | Path,  # a video, or any other file
     edge: int = 2**16,  # bytes at each end that are looked at
-) -> str:  # SHA-256, hexadecimal
+) -> str:  # 16 hexadecimal digits of SHA-256
     "Names the content of a file after a look at its size and both of its ends."
     file, first, size = located(Path(path))
-    digest = hashlib.sha256(f'{size} '.encode())
+    digest = hashlib.sha256(str(size).encode())
     with open(file, 'rb') as data:
         for at in (0, max(size - edge, 0)):
             data.seek(first + at)
             digest.update(data.read(min(edge, size)))
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]

@@ -163,7 +163,7 @@ def prepared(
 def in_chunks(
     samples: Iterable[Tensor],  # each `s s 3`
     chunk: int,  # samples at a time
-) -> Iterator[Float32[Tensor, "t s s 3"]]:
+) -> Iterator[Float32[Tensor, "t s s 3"]]:  # some samples; fewer at the end
     "Samples, some at a time."
     held = []
     for sample in samples:
