@@ -202,7 +202,7 @@ def test_fit_covers_and_does_not_stretch(high, wide, size):
 
 
 def test_subsets_have_scripts_of_their_own():
-    "No two subsets of any two sets have a seed in common."
+    "No two subsets have a seed in common, of sets of other seeds neither."
     seeds = [script_of(Script(seed), part).seed for seed in range(-3, 9) for part in PARTS]
     assert len(set(seeds)) == len(seeds)
     source = MovingDigits(300)

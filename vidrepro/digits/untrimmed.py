@@ -103,7 +103,8 @@ class Stretch:
     @property
     def numbers(self) -> Int64[Tensor, 't']:
         "The frames to show."
-        return self.first + (self.step * torch.arange(self.frames)).long()
+        shown = torch.arange(self.frames, dtype=torch.float64)
+        return self.first + (self.step * shown + 1e-6).long()
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #65614df0
 def frame_steps(
@@ -133,14 +134,14 @@ def write_script(
             'background', script.background, f'choose some, not all, of {source.classes[:5]} …'
         )
     steps, stretches, held = frame_steps(source, script.fps), [], None
-    lengths = (source.lengths / steps).long().clamp(min=1)  # in frames shown
+    lengths = (source.lengths / steps + 1e-6).long().clamp(min=1)  # in frames shown
     for k in range(low + int(u[0] * (high - low + 1)) + 1):
         gap, item, long, start, scene = u[1 + 5 * k : 6 + 5 * k]
         item = foreground[int(item * len(foreground))]
         frames = min(between(script.action, long), int(lengths[item]))
         first = int(start * (int(lengths[item]) - frames + 1))
         step = float(steps[item])
-        first = int(step * first)
+        first = int(step * first + 1e-6)
         pause, held = between(script.gap, gap), held or (item, first)
         if rest:
             other = rest[int(scene * len(rest))]
@@ -350,8 +351,8 @@ def script_of(
     script: Script,  # of the whole set
     subset: str,  # one of `PARTS`
 ) -> Script:  # of this subset alone
-    "The same rules under a seed that no other subset has, of no other set either."
-    return replace(script, seed=len(PARTS) * script.seed + [*PARTS].index(subset))
+    "The same rules under another seed for each; training keeps that of the set."
+    return replace(script, seed=script.seed + 10**6 * [*PARTS].index(subset))
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #24ac6d3d
 def _annotate(
