@@ -56,6 +56,7 @@ setup(
     packages=find_packages(include=[f"{cfg['lib_path']}*"]),
     cmdclass={'build_py': BuildWithCards},
     zip_safe=False,
+    package_data={cfg['lib_path']: ['py.typed']},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

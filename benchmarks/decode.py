@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2.functional import resize
 
+from vidrepro.data.door import find
 from vidrepro.data.video import VideoError, probe, read_clips
 
 CLIPS, FRAMES, ROUNDS, FILES = 8, 16, 7, 6
@@ -133,10 +134,10 @@ def measure(path, size):
 def videos(arguments):
     "The files named, and a few of each folder named, evenly spread over its list."
     for argument in map(Path, arguments):
-        found = [p for p in argument.rglob('*') if p.suffix in ('.mp4', '.mkv', '.avi', '.webm')]
-        found = [argument] if argument.is_file() else sorted(found)
+        opened = find(argument)
+        found = [opened.root / path for path in opened.paths]
         if not found:
-            sys.exit(f'{argument}: no videos (.mp4 .mkv .avi .webm); name a folder that has some')
+            sys.exit(f'{argument}: no videos; name a folder that has some')
         yield from found[:: max(1, len(found) // FILES)][:FILES]
 
 

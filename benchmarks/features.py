@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
-from vidrepro.data.scan import list_videos
+from vidrepro.data.door import walk_folder
 from vidrepro.data.video import VideoError, frame_times, probe, read_clips
 from vidrepro.features.extract import Settings, extract, load, slack
 from vidrepro.models.backbones import BACKBONES, backbone
@@ -208,7 +208,7 @@ def equal(folder):
     "Every video at strides 1, 8 and 16 against clips that are decoded, prepared and encoded one by one."
     network, counts, worst = Small(), dict(equal=0, short=0, failed=0, sizes=0), 0.0
     with tempfile.TemporaryDirectory() as out:
-        for place, name in enumerate(list_videos(Path(folder))):
+        for place, name in enumerate(walk_folder(folder)[0]):
             path, slow, how = Path(folder) / name, None, 'equal'
             for stride in (1, 8, 16):
                 report = extract(network, path, f'{out}/{place}/{stride}', Settings(stride=stride))

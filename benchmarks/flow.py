@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from vidrepro.digits.moving_digits import MovingDigits
-from vidrepro.motion.flow import FAST, grey_levels, tvl1
+from vidrepro.motion.flow import FAST, gray_levels, tvl1
 
 
 def pairs(size, batch):
     "Grey levels of frames 40 and 41 of some videos."
     source, index = MovingDigits(batch, size=size), torch.arange(batch)
-    grey = grey_levels(source.clips(index, torch.tensor([40, 41]).expand(batch, 1, 2))[:, 0])
+    grey = gray_levels(source.clips(index, torch.tensor([40, 41]).expand(batch, 1, 2))[:, 0])
     return grey[:, 0].contiguous(), grey[:, 1].contiguous()
 
 

@@ -66,7 +66,7 @@ def naive_frame(source, draws, pose, device):
                 F.affine_grid(theta, [1, 1, size, size], align_corners=False),
                 align_corners=False,
             )
-        colour = (255 * layer.colour + 0.5).float().to(device)[:, :, None, None]
+        colour = (255 * layer.color + 0.5).float().to(device)[:, :, None, None]
         canvas = canvas * (1 - opacity) + opacity * colour
     return canvas[0].to(torch.uint8)
 

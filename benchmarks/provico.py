@@ -15,7 +15,7 @@ import time
 import torch
 import torch.multiprocessing as mp
 
-from vidrepro.papers.provico import sampled_bhattacharyya
+from vidrepro.papers.provico_gaussians import sampled_bhattacharyya
 
 
 def inputs(b, k, d):

@@ -19,17 +19,16 @@ import torch
 
 from vidrepro.clips.sampling import random_clips
 from vidrepro.data.datasets import from_folder
+from vidrepro.data.door import walk_folder
 from vidrepro.data.shards import ShardClips, Shards, pack
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
 
 
 def copies(source, out, count):
     "A tree of `count` videos, so many copies of each as it takes."
-    files = sorted(
-        p for p in Path(source).rglob('*') if p.suffix in ('.mp4', '.avi', '.mkv', '.webm')
-    )
+    files = [Path(source) / path for path in walk_folder(source)[0]]
     if not files:
-        raise SystemExit(f'{source}: no videos (.mp4 .avi .mkv .webm); name a folder that has some')
+        raise SystemExit(f'{source}: no videos; name a folder that has some')
     for k in range(count):
         path = files[k % len(files)]
         (out / path.parent.name).mkdir(parents=True, exist_ok=True)

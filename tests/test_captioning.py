@@ -11,53 +11,59 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from vidrepro.captions.captioner import (
-    CAPTIONS,
-    DIGITS,
     END,
-    METEOR,
-    NONSENSE,
     PAD,
-    PHRASES,
     SPECIAL,
     START,
-    TIOU,
     UNKNOWN,
     Config,
+    Told,
     Transformer,
     Vocabulary,
-    bleu,
-    captions_of,
-    claims_of,
     crop,
     crops,
-    dense_scores,
     describe,
-    fit,
     greedy,
     load_captioner,
-    matched,
-    meteor,
     padded,
-    pairs_of,
     positions,
-    read_captions,
     save_captioner,
     smoothed_loss,
+    train_captioner,
+)
+from vidrepro.captions.metrics import (
+    METEOR,
+    NONSENSE,
+    TIOU,
+    bleu,
+    dense_scores,
+    matched,
+    meteor,
+    pairs_of,
+    read_captions,
     storyboard,
-    templated,
-    words_of,
     write_captions,
 )
 from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
 from vidrepro.core.results import load_run
 from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.digits.told import (
+    CAPTIONS,
+    DIGITS,
+    PHRASES,
+    captions_of,
+    claims_of,
+    templated,
+    words_of,
+)
 from vidrepro.digits.untrimmed import Script, UntrimmedDigits
 from vidrepro.experiments import captioning as experiment
 from vidrepro.experiments.localization import Task, painted
-from vidrepro.experiments.tables import Run, missing
 from vidrepro.localize.detect import Example
 from vidrepro.papers import tsp
+from vidrepro.runs.pool import missing
+from vidrepro.runs.run import Run
 
 TINY = Config(width=32, hidden=64, layers=1, epochs=1, lr=4e-3)
 QUIET = ('bounce-h', 'bounce-v', 'orbit-cw', 'orbit-ccw')
@@ -104,7 +110,7 @@ def trained(world):
     "A captioner that saw 70 videos."
     source, examples, _ = world
     written = pd.concat([captions_of(source, a) for a in (0, 1)])
-    return fit(
+    return train_captioner(
         examples[:70], written[written['video'] < 'video 070'], replace(TINY, width=48, epochs=16)
     )
 
@@ -305,6 +311,20 @@ class TestLoss:
 
 
 class TestLearning:
+    def test_batches_are_a_function_of_their_number(self, world):
+        "Every epoch has every caption once; a batch does not depend on those before it."
+        _, examples, captions = world
+        rows = crops(examples, captions[:23])
+        numbers = [torch.tensor([START, 4 + k, END]) for k in range(23)]
+        told, other = Told(rows, numbers, 8, seed=3), Told(rows, numbers, 8, seed=4)
+        seen = lambda t, ks: torch.cat([t[k]['words'][:, 1] for k in ks]).tolist()
+        assert len(told) == 3 and [len(told[k]['rows']) for k in range(6)] == [8, 8, 7] * 2
+        assert sorted(seen(told, range(3))) == sorted(seen(told, (3, 4, 5))) == [*range(4, 27)]
+        assert seen(told, range(3)) != seen(told, (3, 4, 5)) != seen(other, (3, 4, 5))
+        batch = told[4]
+        for row, inside, word in zip(batch['rows'], batch['inside'], batch['words'][:, 1]):
+            assert torch.equal(row[inside], torch.from_numpy(rows[word - 4]))
+
     def test_four_videos_by_heart(self):
         "Random features name a video; a network that can learn at all learns four of them by heart."
         rng, source = np.random.default_rng(0), composed(4)
@@ -313,7 +333,7 @@ class TestLearning:
             for e in telling(source)
         ]
         captions = captions_of(source)
-        model = fit(
+        model = train_captioner(
             examples,
             captions,
             replace(TINY, width=64, epochs=150, batch=8, lr=2e-3, dropout=0.0, smoothing=0.0),
@@ -356,7 +376,7 @@ class TestLearning:
         few = captions[captions['video'] < 'video 010']
         torch.manual_seed(5)
         state = torch.get_rng_state()
-        runs = [fit(examples, few, TINY, seed) for seed in (0, 0, 1)]
+        runs = [train_captioner(examples, few, TINY, seed) for seed in (0, 0, 1)]
         assert torch.equal(torch.get_rng_state(), state)
         a, b, c = (torch.cat([p.detach().flatten() for p in m.network.parameters()]) for m in runs)
         assert torch.equal(a, b) and not torch.equal(a, c)
@@ -391,11 +411,11 @@ class TestLearning:
         with pytest.raises(InputError, match='must be 12'):
             describe(trained, [replace(e, features=e.features[:, :5]) for e in examples], captions)
         with pytest.raises(InputError, match='none'):
-            fit(examples, captions[:0], TINY)
+            train_captioner(examples, captions[:0], TINY)
         with pytest.raises(InputError, match='at least one word'):
-            fit(examples, captions.assign(sentence='!'), TINY)
+            train_captioner(examples, captions.assign(sentence='!'), TINY)
         with pytest.raises(InputError, match='loss is nan'):
-            fit(examples, captions[:40], replace(TINY, lr=1e30))
+            train_captioner(examples, captions[:40], replace(TINY, lr=1e30))
 
 
 class TestCrop:

@@ -3,21 +3,27 @@
 import argparse
 import collections
 import os
+import pathlib
 import pickle
 import random
+import sys
+import tarfile
+import types
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vidrepro.core.files import InputError
 from vidrepro.models.backbones import backbone
 from vidrepro.models.checkpoints import (
-    CheckpointError,
     load_encoder,
     load_weights,
     read_file,
@@ -143,22 +149,17 @@ def test_released(tmp_path, name, task, gvf, classes):
     torch.manual_seed(1)
     released = numbers(released_keys(name, classes, task, gvf))
     torch.save({'model': collections.OrderedDict(released)}, tmp_path / 'a.pth')
-    model, heads, report = load_encoder(tmp_path / 'a.pth', name)
+    model, rest, report = load_encoder(tmp_path / 'a.pth', name)
     (tmp_path / 'a.pth').unlink()
-    assert (report.layout, report.backbone, report.keys, report.inflated, report.ignored) == (
-        task,
-        name,
-        COUNTS[name],
-        False,
-        (),
-    )
-    assert set(heads) == ({'fc1', 'fc2'} if task == 'tsp' else {'fc'})
+    assert (report.backbone, report.prefix, report.read) == (name, 'model.features.', COUNTS[name])
+    assert not (report.added or report.inflated or report.copies)
+    heads = {k.removeprefix('model.'): v for k, v in rest.items()}
+    assert {k.split('.')[0] for k in heads} == ({'fc1', 'fc2'} if task == 'tsp' else {'fc'})
+    assert report.dropped == tuple(rest)
     x = torch.randn(2, 3, 8, 32, 32)
     with torch.no_grad():
         a, b = model(x), plain(released, x, 1e-3 if name == 'r2plus1d_34' else 1e-5)
     assert (a - b).abs().max() < 1e-4 * b.abs().max() and b.std() > 1e-3
-    for head, state in heads.items():
-        nn.Linear(state['weight'].shape[1], len(state['bias'])).load_state_dict(state)
     path = save_released(
         tmp_path / ('b.pth' if task == 'tsp' else 'b.safetensors'), name, model.state_dict(), heads
     )
@@ -178,36 +179,57 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'spoil, missing, unexpected, misshapen',
+    'spoil, words',
     [
-        (lambda s: s.pop('features.stem.0.weight'), 1, 0, 0),
-        (lambda s: s.pop('features.stem.1.num_batches_tracked'), 1, 0, 0),
-        (lambda s: s.update({'features.extra': torch.ones(1)}), 0, 1, 0),
-        (lambda s: s.update({'extra': torch.ones(1)}), 0, 1, 0),
-        (lambda s: s.update({'features.stem.1.bias': torch.ones(1)}), 0, 0, 1),
-        (lambda s: s.update({'fc.weight': torch.ones(20, 256)}), 0, 0, 1),
-        (lambda s: s.update({'fc.weight': torch.ones(())}), 0, 0, 2),
-        (lambda s: s.pop('fc.bias'), 1, 0, 0),
-        (lambda s: s.update({'fc2.weight': torch.ones(2, 512)}), 0, 1, 0),
-        (lambda s: [s.pop('fc.weight'), s.pop('fc.bias')], 4, 0, 0),
+        (lambda s: s.pop('features.stem.0.weight'), 'stem.0.weight (64, 3, 3, 7, 7) is missing'),
+        (lambda s: s.pop('features.stem.1.running_var'), 'stem.1.running_var (64,) is missing'),
+        (
+            lambda s: s.update({'features.layer4.2.conv1.0.weight': torch.ones(1)}),
+            'layer4.2.conv1.0.weight (1,) is one too many',
+        ),
+        (
+            lambda s: s.update({'features.stem.1.bias': torch.ones(1)}),
+            'stem.1.bias has shape (1,), needs (64,)',
+        ),
+        (
+            lambda s: [
+                s.pop('features.stem.0.weight'),
+                s.update({'features.stem.1.bias': torch.ones(1)}),
+            ],
+            'stem.1.bias has shape (1,), needs (64,), ...',
+        ),
+        (lambda s: [s.pop(k) for k in list(s) if 'features' in k], 'fc.weight (20, 512)'),
     ],
 )
-def test_strict(small, spoil, missing, unexpected, misshapen):
+def test_refused(small, spoil, words):
+    "A tensor of the encoder that is missing, of another shape, or too much: one line names it and its shape."
     state, folder = dict(small[0]), small[1]
     spoil(state)
     torch.save(state, folder / 's.pth')
-    with pytest.raises(CheckpointError) as e:
+    with pytest.raises(InputError) as e:
         load_weights(folder / 's.pth', 'r3d_18')
-    assert (len(e.value.missing), len(e.value.unexpected), len(e.value.misshapen)) == (
-        missing,
-        unexpected,
-        misshapen,
-    )
-    assert 's.pth' in str(e.value) and '\n' not in str(e.value)
-    assert all(
-        k.split(' (')[0] in str(e.value)
-        for k in (e.value.missing + e.value.unexpected + e.value.misshapen)[:2]
-    )
+    assert 's.pth' in str(e.value) and '\n' not in str(e.value) and words in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda s: s.pop('features.stem.1.num_batches_tracked'),
+        lambda s: s.update({'extra': torch.ones(1)}),
+        lambda s: s.update({'fc.weight': torch.ones(7, 256)}),
+        lambda s: s.pop('fc.bias'),
+        lambda s: [s.pop('fc.weight'), s.pop('fc.bias')],
+    ],
+)
+def test_not_refused(small, change):
+    "Heads of any kind and counters of batches do not decide."
+    state, folder = dict(small[0]), small[1]
+    change(state)
+    torch.save(state, folder / 's.pth')
+    found, rest, report = load_weights(folder / 's.pth', 'r3d_18')
+    assert {f'features.{k}' for k in found} == {k for k in small[0] if 'features' in k}
+    assert set(rest) == {k for k in state if 'features' not in k} == set(report.dropped)
+    assert report.added == sum(f'features.{k}' not in state for k in found)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
@@ -221,7 +243,7 @@ def test_diverged(small, value):
 
 def test_wrong_network_names_the_right_one(small):
     torch.save(small[0], small[1] / 'w.pth')
-    with pytest.raises(CheckpointError, match='these are of r3d_18'):
+    with pytest.raises(InputError, match='these are of r3d_18'):
         load_weights(small[1] / 'w.pth', 'r2plus1d_18')
     with pytest.raises(InputError, match='r2plus1d_34'):
         load_weights(small[1] / 'w.pth', 'r3d')
@@ -229,18 +251,19 @@ def test_wrong_network_names_the_right_one(small):
 
 def test_save_refuses(small, tmp_path):
     state = {k.removeprefix('features.'): v for k, v in small[0].items() if 'features' in k}
-    fc = {'weight': torch.ones(3, 512), 'bias': torch.ones(3)}
+    fc = {'fc.weight': torch.ones(3, 512), 'fc.bias': torch.ones(3)}
     for args in (
-        (state, {'fc': {'weight': fc['weight']}}),
+        (state, {'fc.weight': fc['fc.weight']}),
         (state, {}),
-        (state, {'fc1': fc}),
-        ({}, {'fc': fc}),
-        (state, {'fc': fc, 'x': fc}),
+        (state, {'fc1.weight': fc['fc.weight'], 'fc1.bias': fc['fc.bias']}),
+        (state, fc | {'fc.weight': torch.ones(())}),
+        ({}, fc),
+        (state, fc | {'x.weight': fc['fc.weight']}),
     ):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(InputError, match='give the state and the heads of a r3d_18'):
             save_released(tmp_path / 'x.pth', 'r3d_18', *args)
     with pytest.raises(InputError, match='r3d_18'):
-        save_released(tmp_path / 'x.pth', 'tiny', state, {'fc': fc})
+        save_released(tmp_path / 'x.pth', 'tiny', state, fc)
     assert not list(tmp_path.iterdir())
 
 
@@ -315,13 +338,9 @@ def test_mcl(tmp_path, probe):
         ),
         tmp_path / 'current.pth',
     )
-    model, heads, report = load_encoder(tmp_path / 'current.pth', 'r2plus1d_50')
-    assert (
-        report.layout == 'mcl'
-        and report.keys == 334
-        and sum(map(len, heads.values())) == len(keys) - 334
-    )
-    assert report.ignored == ('opt', 'model_ema', 'contrast', 'optimizer', 'scheduler', 'epoch')
+    model, rest, report = load_encoder(tmp_path / 'current.pth', 'r2plus1d_50')
+    assert (report.prefix, report.read, report.copies) == ('model.module.backbone.', 334, ())
+    assert sum(k.startswith('model.module.') for k in rest) == len(keys) - 334
     assert all(torch.equal(v, state[f'module.backbone.{k}']) for k, v in model.state_dict().items())
     if probe:
         return
@@ -329,16 +348,12 @@ def test_mcl(tmp_path, probe):
     with torch.no_grad():
         a, b = model(x), plain_mcl(state, x)
     assert (a - b).abs().max() < 1e-4 * b.abs().max() and b.std() > 1e-3
-    del state['module.order_head.head.2.bias']
-    torch.save({'model': state}, tmp_path / 'current.pth')
-    with pytest.raises(CheckpointError, match='missing: order_head.head.2.bias'):
-        load_weights(tmp_path / 'current.pth', 'r2plus1d_50')
 
 
 @pytest.mark.parametrize('fc', [True, False])
 @pytest.mark.parametrize('tracked', [True, False])
 def test_moco(tmp_path, fc, tracked):
-    "Picture weights are inflated; the projection becomes MCL's inter head; very old files lack the batch counters."
+    "Picture weights are inflated; very old files lack the batch counters; the momentum encoder is a copy."
     two = torchvision.models.resnet50()
     two.fc = (
         nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
@@ -350,21 +365,23 @@ def test_moco(tmp_path, fc, tracked):
         for k, v in two.state_dict().items()
         if tracked or 'tracked' not in k
     }
+    momentum = {k.replace('_q', '_k'): v.double() / 2 for k, v in state.items()}
+    beside = {'module.queue_ptr': torch.zeros(1)}
     torch.save(
-        dict(epoch=200, arch='resnet50', state_dict=state | {'module.queue_ptr': torch.zeros(1)}),
+        dict(epoch=200, arch='resnet50', state_dict=state | momentum | beside),
         tmp_path / 'm.pth.tar',
     )
-    weights, heads, report = load_weights(tmp_path / 'm.pth.tar', 'r2plus1d_50')
-    assert (
-        report.layout == 'moco'
-        and report.inflated
-        and report.ignored == ('epoch', 'arch', 'queue_ptr')
-    )
-    assert set(heads) == ({'nce_inter_head'} if fc else set())
+    weights, rest, report = load_weights(tmp_path / 'm.pth.tar', 'r2plus1d_50')
+    at = 'state_dict.module.encoder_'
+    assert (report.prefix, report.copies, report.inflated) == (f'{at}q.', (f'{at}k.',), True)
+    assert sum('encoder_q.fc' in k for k in rest) == (4 if fc else 0)
+    assert report.added == (0 if tracked else 53)
     assert torch.equal(weights['conv1.weight'][:, :, 1], two.conv1.weight) and len(weights) == 334
     if fc:
-        assert torch.equal(heads['nce_inter_head']['head.2.weight'], two.fc[2].weight)
-    with pytest.raises(CheckpointError):
+        assert torch.equal(rest[f'{at}q.fc.2.weight'], two.fc[2].weight)
+    copy = load_weights(tmp_path / 'm.pth.tar', 'r2plus1d_50', 'encoder_k')[0]
+    assert torch.equal(copy['conv1.weight'], weights['conv1.weight'].double() / 2)
+    with pytest.raises(InputError, match='these are of r2plus1d_50'):
         load_weights(tmp_path / 'm.pth.tar', 'resnet_18_2d')
 
 
@@ -379,13 +396,13 @@ def test_moco(tmp_path, fc, tracked):
 def test_torchvision_files(tmp_path, name, make):
     theirs = make(num_classes=7)
     torch.save(theirs.state_dict(), tmp_path / 't.pth')
-    model, heads, report = load_encoder(tmp_path / 't.pth', name)
-    assert report.layout == 'torchvision' and report.heads['fc.weight'] == (7, model.dim)
+    model, rest, report = load_encoder(tmp_path / 't.pth', name)
+    assert (report.prefix, report.dropped) == ('', ('fc.weight', 'fc.bias'))
     x = torch.randn(1, 3, 1, 32, 32)
     with torch.no_grad():
         want = theirs.eval()(x[:, :, 0] if '2d' in name else x)
     torch.testing.assert_close(
-        model(x) @ heads['fc']['weight'].T + heads['fc']['bias'], want, atol=1e-4, rtol=1e-4
+        model(x) @ rest['fc.weight'].T + rest['fc.bias'], want, atol=1e-4, rtol=1e-4
     )
 
 
@@ -405,14 +422,9 @@ def tiny():
 def test_formats(tmp_path, suffix, save):
     state = tiny()
     save(state, tmp_path / f'f{suffix}')
-    weights, heads, report = load_weights(tmp_path / f'f{suffix}', 'tiny')
-    assert (
-        report.layout == 'vidrepro'
-        and not heads
-        and all(
-            torch.equal(weights[k.removeprefix('model.backbone.')], v) for k, v in state.items()
-        )
-    )
+    weights, rest, report = load_weights(tmp_path / f'f{suffix}', 'tiny')
+    assert report.prefix == 'model.backbone.' and not rest
+    assert all(torch.equal(weights[k.removeprefix('model.backbone.')], v) for k, v in state.items())
 
 
 class Call:
@@ -569,3 +581,200 @@ def test_damage(tmp_path, suffix, zipped):
 def test_no_file(tmp_path, name):
     with pytest.raises(InputError):
         read_file(tmp_path / name)
+
+
+WORDS = st.sampled_from(
+    'module _orig_mod model net encoder encoder_q 0 backbone state_dict model_state'.split()
+)
+NETS = {}
+
+
+def net(name):
+    "A state of random numbers, made once."
+    if name not in NETS:
+        NETS[name] = numbers({k: tuple(v.shape) for k, v in backbone(name).state_dict().items()})
+    return NETS[name]
+
+
+def wrap(state, levels, before):
+    "A state under words, in dictionaries that hold other things too."
+    content = {''.join(f'{w}.' for w in before) + k: v for k, v in state.items()}
+    for word in reversed(levels):
+        beside = {'epoch': 3, 'lr': 0.1, 'optimizer': {'state': {0: {'exp_avg': torch.ones(2)}}}}
+        content = {'args': argparse.Namespace(x=1), word: content, **beside}
+    return content
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(['tiny', 'tiny', 'r3d_18']),
+    levels=st.lists(WORDS, max_size=3),
+    before=st.lists(WORDS, max_size=4),
+    head=st.integers(0, 400),
+    counters=st.booleans(),
+    where=st.floats(0, 1, exclude_max=True),
+)
+def test_any_wrapping(tmp_path_factory, name, levels, before, head, counters, where):
+    "Whatever stands around a network, its tensors are read back; one of another shape is named."
+    path = tmp_path_factory.mktemp('wrapped') / 'w.pth'
+    inner = {k: v for k, v in net(name).items() if counters or 'tracked' not in k}
+    heads = {'fc.weight': torch.ones(head, 2), 'fc.bias': torch.ones(head)} if head else {}
+    torch.save(wrap(inner | heads, levels, before), path)
+    state, rest, report = load_weights(path, name)
+    assert list(state) == list(net(name))
+    assert all(torch.equal(state[k], v) for k, v in inner.items())
+    assert report.prefix == ''.join(f'{word}.' for word in levels + before)
+    assert report.read + report.added == len(state) and set(heads) <= set(report.dropped)
+    assert f'read {len(inner)} of {report.tensors} tensors' in str(report)
+    shaped = [k for k in inner if 'tracked' not in k]
+    wrong = shaped[int(where * len(shaped))]
+    torch.save(wrap(inner | heads | {wrong: torch.ones(3, 1)}, levels, before), path)
+    with pytest.raises(InputError) as e:
+        load_weights(path, name)
+    assert f'{wrong} has shape (3, 1), needs {tuple(inner[wrong].shape)}' in str(e.value)
+    path.unlink()
+
+
+def test_wrappers_of_layers(tmp_path):
+    "Compiled or sharded layer by layer, the wrapper stands in the middle of a name."
+    state = {}
+    for k, v in net('tiny').items():
+        part, *names = k.split('.')
+        wrapper = '_fsdp_wrapped_module' if part == 'stem' else '_orig_mod'
+        state['.'.join(['model', '_orig_mod', part, wrapper, *names])] = v
+    torch.save(state, tmp_path / 'w.pth')
+    found, _, report = load_weights(tmp_path / 'w.pth', 'tiny')
+    assert all(torch.equal(found[k], v) for k, v in net('tiny').items())
+    assert report.prefix == 'model._orig_mod.'
+
+
+@pytest.mark.parametrize(
+    'plain, copy',
+    [
+        ('state_dict.', 'state_dict_ema.'),
+        ('state_dict.', 'ema_state_dict.'),
+        ('model.', 'model_ema.'),
+        ('model.module.', 'ema.module.'),
+        ('state_dict.encoder_q.0.', 'state_dict.encoder_k.0.'),
+        ('state_dict.encoder_q.0.', 'state_dict.sampler.0.'),
+        ('student.backbone.', 'teacher.backbone.'),
+        ('model.backbone.', 'model.key_backbone.'),
+        ('net.', 'averaged.net.'),
+    ],
+)
+@pytest.mark.parametrize('turned', [False, True])
+def test_copies(tmp_path, plain, copy, turned):
+    "The trained network is read, whichever comes first; the copy if it is asked for, or alone."
+    both = {plain: net('tiny'), copy: {k: v + 1 for k, v in net('tiny').items()}}
+    order = reversed(both) if turned else both
+    content = {f'{prefix}{k}': v for prefix in order for k, v in both[prefix].items()}
+    torch.save(content, tmp_path / 'c.pth')
+    for pick, prefix, other in (('', plain, copy), (copy, copy, plain)):
+        state, _, report = load_weights(tmp_path / 'c.pth', 'tiny', pick)
+        assert (report.prefix, report.copies, report.dropped) == (prefix, (other,), ())
+        assert all(torch.equal(state[k], v) for k, v in both[prefix].items())
+        assert f'not taken: the network under `{other}`' in str(report)
+    torch.save({k: v for k, v in content.items() if k.startswith(copy)}, tmp_path / 'c.pth')
+    assert load_weights(tmp_path / 'c.pth', 'tiny')[2].prefix == copy
+    with pytest.raises(
+        InputError, match="no tiny with 'swap' in its prefix; give weights of tiny;"
+    ):
+        load_weights(tmp_path / 'c.pth', 'tiny', 'swap')
+
+
+def test_two_networks(tmp_path):
+    "Nobody can choose between two trained networks; equal ones are one."
+    torch.save(
+        {'a': net('tiny'), 'b': {k: v + 1 for k, v in net('tiny').items()}}, tmp_path / 'n.pth'
+    )
+    with pytest.raises(InputError, match="networks under 'a.' and 'b.'; say which"):
+        load_weights(tmp_path / 'n.pth', 'tiny')
+    assert load_weights(tmp_path / 'n.pth', 'tiny', 'b.')[2].prefix == 'b.'
+    torch.save({'a': net('tiny'), 'b': dict(net('tiny'))}, tmp_path / 'n.pth')
+    assert load_weights(tmp_path / 'n.pth', 'tiny')[2].copies == ('b.',)
+
+
+class AttributeDict(dict):
+    "As Lightning pickles the settings of a run."
+
+
+AttributeDict.__module__ = 'lightning_fabric.utilities.data'
+
+
+def test_settings_beside_weights(tmp_path, monkeypatch):
+    "What training programs keep beside the tensors is skipped, and none of it is built."
+    module = types.ModuleType('lightning_fabric.utilities.data')
+    module.AttributeDict = AttributeDict
+    for name in ('lightning_fabric', 'lightning_fabric.utilities', module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    beside = dict(
+        hyper_parameters=AttributeDict(lr=0.1, out=pathlib.PosixPath('runs/a')),
+        best=np.float64(0.7),
+        args=argparse.Namespace(epochs=3),
+        cfg='MODEL:\n  NAME: slow\n',
+    )
+    torch.save(dict(state_dict=net('tiny'), **beside), tmp_path / 'l.ckpt')
+    monkeypatch.undo()
+    content = read_file(tmp_path / 'l.ckpt')
+    assert type(content['hyper_parameters']) is collections.OrderedDict
+    assert content['hyper_parameters']['lr'] == 0.1
+    assert load_weights(tmp_path / 'l.ckpt', 'tiny')[2].read == 60
+
+
+def packed(whole, tmp_path, kind):
+    "An archive around a file."
+    path = tmp_path / 'archive'
+    if kind == 'zip':
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('weights.pth', whole)
+    else:
+        with tarfile.open(path, kind) as archive:
+            archive.add(__file__, 'weights.pth')
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize('name', ['f.pth', 'f.pth.tar', 'f.safetensors', 'f.ckpt'])
+@pytest.mark.parametrize(
+    'make, words',
+    [
+        (lambda whole, at: b'', 'an empty file; download'),
+        (lambda whole, at: b'\n<!DOCTYPE html><html>Sign in</html>', 'a web page; download'),
+        (lambda whole, at: b'\xef\xbb\xbf<html>', 'a web page; download'),
+        (
+            lambda whole, at: (
+                b'version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n'
+            ),
+            'a Git LFS pointer; run `git lfs pull`',
+        ),
+        (lambda whole, at: whole[: len(whole) // 2], 'cut off after'),
+        (
+            lambda whole, at: b'epoch,loss\n1,2\n',
+            "begins with b'epoch,lo'; give one that torch.save",
+        ),
+        (lambda whole, at: packed(whole, at, 'zip'), 'an archive; unpack it'),
+        (lambda whole, at: packed(whole, at, 'w'), 'an archive; unpack it'),
+        (lambda whole, at: packed(whole, at, 'w:gz'), 'an archive; unpack it'),
+    ],
+)
+def test_no_checkpoint(tmp_path, name, make, words):
+    "What came instead of the weights is named, whatever the file is called."
+    torch.save(tiny(), tmp_path / 'whole')
+    (tmp_path / name).write_bytes(make((tmp_path / 'whole').read_bytes(), tmp_path))
+    with pytest.raises(InputError) as e:
+        load_weights(tmp_path / name, 'tiny')
+    assert words in str(e.value) and '\n' not in str(e.value) and name in str(e.value)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')
+def test_torchscript(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / 's.pt'))
+    with pytest.raises(InputError, match=r'a TorchScript program; save the state_dict\(\)'):
+        load_weights(tmp_path / 's.pt', 'tiny')
+
+
+@pytest.mark.parametrize('name', ['f.pth', 'f.pth.tar', 'f.safetensors', 'f'])
+@pytest.mark.parametrize('save', [torch.save, save_file])
+def test_names_do_not_matter(tmp_path, name, save):
+    "Both formats under any ending."
+    save(tiny(), tmp_path / name)
+    assert load_weights(tmp_path / name, 'tiny')[2].read == 60

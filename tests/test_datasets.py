@@ -14,6 +14,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from vidrepro.core.files import InputError
+from vidrepro.data.annotations import (
+    read_activitynet,
+    read_tsp_csv,
+    write_activitynet,
+    write_tsp_csv,
+)
 from vidrepro.data.cards import load_card
 from vidrepro.data.datasets import (
     BadVideos,
@@ -23,13 +29,8 @@ from vidrepro.data.datasets import (
     from_folder,
     from_list,
     leaks,
-    leave_one_group_out,
-    read_activitynet,
-    read_tsp_csv,
     segment_span,
     video_table,
-    write_activitynet,
-    write_tsp_csv,
 )
 from vidrepro.data.formats import (
     READERS,
@@ -85,11 +86,16 @@ def tree(tmp_path_factory):
 
 
 def test_folder(tree):
-    data = from_folder(tree, group=r'_(g\d)')
+    data = from_folder(tree, group_by=r'^([^/]+/.*_g\d)')
     assert data.classes == ('a', 'b') and data.labels.tolist() == [0, 1, 1, 1]
     assert data.table.path.tolist() == ['a/deep/w_g1.mkv', 'b/x_g1.mkv', 'b/y_g1.mkv', 'b/z_g2.mkv']
     assert data.lengths.tolist() == [9, 6, 7, 8] and data.lengths.dtype == torch.int64
-    assert [data.group_names[g] for g in data.groups] == ['a/g1', 'b/g1', 'b/g1', 'b/g2']
+    assert [data.group_names[g] for g in data.groups] == [
+        'a/deep/w_g1',
+        'b/x_g1',
+        'b/y_g1',
+        'b/z_g2',
+    ]
     assert from_folder(tree).groups is None and len(data) == 4 and 'tree' in repr(data)
     assert from_folder(tree, classes=['b', 'c', 'a']).labels.tolist() == [2, 0, 0, 0]
 
@@ -107,44 +113,38 @@ def test_folder_errors(tree, tmp_path):
 
 @pytest.mark.parametrize('sep', [' ', ',', '\t', ';'])
 def test_list(tree, tmp_path, sep):
-    lines = [f'b/x_g1.mkv{sep}1', '', f'a/deep/w_g1.mkv{sep}0', f'a b{sep}c.mkv{sep}1']
+    paths, labels = ['b/x_g1.mkv', 'a/deep/w_g1.mkv', f'a b{sep}c.mkv'], '101'
     file = tmp_path / 'list.txt'
-    file.write_text('\n'.join(lines))
-    data = from_list(file, tree, sep=sep)
-    assert data.table.path.tolist() == [
-        'b/x_g1.mkv',
-        'a/deep/w_g1.mkv',
-        f'a b{sep}c.mkv',
-    ] and data.classes == ('0', '1')
-    assert (
-        data.labels.tolist() == [1, 0, 1]
-        and missing(data) == [f'a b{sep}c.mkv']
-        and present(data).lengths.tolist() == [6, 9]
-    )
-    file.write_text(
-        '\n'.join(
-            line.replace(f'{sep}1', f'{sep}walk').replace(f'{sep}0', f'{sep}run') for line in lines
-        )
-    )
-    assert from_list(file, tree, sep=sep).classes == ('run', 'walk') and from_list(
-        file, tree, sep=sep
-    ).labels.tolist() == [1, 0, 1]
-    assert from_list(file, tree, sep=sep, classes=['walk', 'run']).labels.tolist() == [0, 1, 0]
+
+    def listed(names, **options):
+        lines = [f'{path}{sep}{names[int(k)]}' for path, k in zip(paths, labels)]
+        file.write_text('\n\n'.join(lines))
+        return from_list(file, tree, **options)
+
+    data = listed('01')
+    assert data.table.path.tolist() == paths and data.classes == ('0', '1')
+    assert data.labels.tolist() == [1, 0, 1] and missing(data) == paths[2:]
+    assert present(data).lengths.tolist() == [6, 9]
+    data = listed(['run', 'walk'])
+    assert data.classes == ('run', 'walk') and data.labels.tolist() == [1, 0, 1]
+    assert listed(['run', 'walk'], classes=['walk', 'run']).labels.tolist() == [0, 1, 0]
+    assert listed('01', classes=['walk', 'run']).labels.tolist() == [1, 0, 1]
+    assert listed(['-1', '001']).classes == ('001',) and data.found.paths == paths
 
 
 def test_list_errors(tmp_path):
     file = tmp_path / 'list.txt'
     for text, word in [
         ('', 'no items'),
-        ('a.mp4 1\nb.mp4\n', 'line 2'),
+        ('a.mp4 1\n,2\n', 'line 2'),
         ('a.mp4 -2\n', '-2'),
-        ('a.mp4,1', 'line 1'),
+        ('a.mp4,1,x,y,z', 'line 1'),
     ]:
         file.write_text(text)
         with pytest.raises(InputError, match=word):
             from_list(file)
     file.write_text('a.mp4 3\n')
-    with pytest.raises(InputError, match='0 to 1'):
+    with pytest.raises(InputError, match='got 3; choose from x, y'):
         from_list(file, classes=['x', 'y'])
     with pytest.raises(InputError, match='gone.txt'):
         from_list(tmp_path / 'gone.txt')
@@ -371,7 +371,7 @@ def test_scan_file(damaged, tmp_path, monkeypatch):
         monkeypatch.setattr(module, 'probe', probe)
         return sorted(seen), lengths
 
-    import vidrepro.data.datasets as module
+    import vidrepro.data.video as module
 
     probe = module.probe
     first, lengths = opened()
@@ -408,17 +408,6 @@ def test_leaks():
     assert test.groups.tolist() == [0, 1, -1]  # a subset keeps the numbering
     with pytest.raises(InputError, match="'test', 'train'"):
         data.in_split('val')
-
-
-def test_leave_one_out(tree):
-    data = from_folder(tree, group=r'_(g\d)')
-    turns = list(leave_one_group_out(data))
-    assert [name for name, _, _ in turns] == ['a/g1', 'b/g1', 'b/g2'] and [
-        len(test) for _, _, test in turns
-    ] == [1, 2, 1]
-    assert all(len(train) + len(test) == 4 and leaks(train, test) == {} for _, train, test in turns)
-    with pytest.raises(InputError, match='groups'):
-        list(leave_one_group_out(from_folder(tree)))
 
 
 # --- official formats, in small trees
@@ -876,9 +865,7 @@ def test_real_videos(data_dir):
     weizmann = load_dataset(
         'weizmann', data_dir / 'weizmann', annotations=data_dir / 'weizmann', size=(32, 40)
     )
-    assert missing(weizmann) == [] and [
-        name for name, _, _ in leave_one_group_out(weizmann)
-    ] == sorted(set(weizmann.table.group))
+    assert missing(weizmann) == [] and weizmann.manifest is None
     assert (weizmann.lengths.min(), weizmann.lengths.max()) == (36, 146) and weizmann.describe()[
         'groups'
     ] == 9
@@ -894,11 +881,12 @@ def test_real_videos(data_dir):
 def test_real_ucf101_files(data_dir):
     root, lists = data_dir / 'ucf101_mini', data_dir / 'annotations' / 'ucfTrainTestlist'
     there = present(load_dataset('ucf101', root, 'test', annotations=lists, size=(24, 32)))
-    folder = from_folder(root, size=(24, 32), group=r'_(g\d\d)_')
+    folder = from_folder(root, size=(24, 32), group_by=r'(.*_g\d\d)_')
     assert len(there) == len(folder) == 16 and sorted(there.table.path) == sorted(folder.table.path)
-    assert {there.classes[k] for k in there.labels.tolist()} == set(folder.classes) and set(
-        there.table.group
-    ) == set(folder.table.group)
+    assert {there.classes[k] for k in there.labels.tolist()} == set(folder.classes)
+    same = dict(zip(there.table.path, there.table.group))
+    pairs = {(same[path], group) for path, group in zip(folder.table.path, folder.table.group)}
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     assert dict(zip(there.table.path, there.lengths.tolist())) == dict(
         zip(folder.table.path, folder.lengths.tolist())
     )

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
-from vidrepro.data.datasets import write_activitynet
+from vidrepro.data.annotations import write_activitynet
 from vidrepro.digits.moving_digits import MovingDigits, write_video
 from vidrepro.localize import detect as module
 from vidrepro.localize.detect import (

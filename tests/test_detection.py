@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
-from vidrepro.data.datasets import read_activitynet, write_activitynet
+from vidrepro.data.annotations import read_activitynet, write_activitynet
 from vidrepro.localize.metrics import (
     ACTIVITYNET,
     COLUMNS,

@@ -12,11 +12,12 @@ from two_processes import average, half, in_two
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
 from vidrepro.digits.moving_digits import MovingDigits
-from vidrepro.experiments.tables import Run, learner
 from vidrepro.learning.distributed import gather, my_rows
 from vidrepro.learning.losses import contrast
 from vidrepro.learning.train import Batches, Learner, read_checkpoint, read_log
 from vidrepro.papers import tec
+from vidrepro.runs.execute import learner
+from vidrepro.runs.run import Run
 
 # Batch norm in training mode sees the rows of its own process only, and SyncBatchNorm needs a GPU; so TEC is compared in evaluation mode.
 ROWS = {

@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,8 +19,11 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.svm import LinearSVC
 from torch import nn
 
+from vidrepro.clips.contract import Clip, view
+from vidrepro.clips.sampling import random_clips, uniform_clips
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
+from vidrepro.evaluation import finetune as finetuning
 from vidrepro.evaluation import probes, retrieval
 
 torch.set_num_threads(1)
@@ -271,7 +277,8 @@ def test_refusals_fill_one_line(call, message):
 
 
 # ---- fine-tuning -------------------------------------------------------------------------------
-TUNING = probes.Tuning(n_frames=4, test_clips=2, epochs=2, batch_size=3)
+CLIP = Clip(4, 1, 2)
+TUNING = finetuning.Tuning(test_clips=2, epochs=2, batch=2)
 
 
 def test_finetune_is_a_function_of_its_arguments():
@@ -280,36 +287,95 @@ def test_finetune_is_a_function_of_its_arguments():
     runs = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        runs.append(probes.finetune(backbone, Numbers(), Numbers(), TUNING))
+        runs.append(finetuning.finetune(backbone, Numbers(), Numbers(), CLIP, TUNING))
+        assert torch.initial_seed() == seed
     assert runs[0].curve == runs[1].curve and runs[0].score == runs[1].score
     assert all(torch.equal(state[name], value) for name, value in backbone.state_dict().items())
     assert not torch.equal(runs[0].model[0].norm.weight, backbone.norm.weight)
-    assert runs[0].score.protocol["test_clips"] == 2 and len(runs[0].curve) == 2
+    protocol = runs[0].score.protocol
+    assert protocol["test_clips"] == 2 and protocol["frames"] == 4 and len(runs[0].curve) == 2
+    json.dumps(runs[0].score.to_dict())
 
 
-def test_frozen_backbone_keeps_weights_and_statistics():
-    tuning = probes.Tuning(n_frames=4, epochs=2, batch_size=3, frozen=True)
-    result = probes.finetune(Mean(), Numbers(), Numbers(), tuning)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_frozen_backbone_keeps_weights_and_statistics(precision):
+    tuning = replace(TUNING, frozen=True, precision=precision)
+    result = finetuning.finetune(Mean(), Numbers(), Numbers(), CLIP, tuning)
     for before, after in zip(Mean().state_dict().values(), result.model[0].state_dict().values()):
         assert torch.equal(before, after)
     assert result.model[1].weight.requires_grad and not result.model[0].norm.weight.requires_grad
+    assert result.model.train()[1].training and not result.model[0].training
 
 
-def test_augmentation_sees_training_clips_only():
+def test_augmentation_sees_training_clips_only(monkeypatch):
     calls = []
 
-    def augment(clips, noise):
-        calls.append((len(clips), torch.rand(1, generator=noise).item()))
+    def augment(clips, noise, strengths):
+        calls.append((len(clips), torch.rand(1, generator=noise).item(), strengths.flip))
         return clips.float() / 255
 
-    probes.finetune(Mean(), Numbers(), Numbers(), TUNING, augment=augment)
-    assert [size for size, _ in calls] == [3] * 4 and len({u for _, u in calls}) == 4
+    monkeypatch.setattr(finetuning, "augment", augment)
+    finetuning.finetune(Mean(), Numbers(), Numbers(), CLIP, replace(TUNING, flip=0.25))
+    assert [(size, flip) for size, _, flip in calls] == [(2, 0.25)] * 6
+    assert len({u for _, u, _ in calls}) == 6
+
+
+def test_training_steps_are_a_naive_loop():
+    "Two epochs of plain AdamW on what the batches' numbers say, with batch norm and all."
+    model, naive = (finetuning.Tuned(Mean(), nn.Linear(3, 2)) for _ in range(2))
+    naive.load_state_dict(model.state_dict())
+    plain = replace(TUNING, crop=1.0, jitter=0.0, grey=0.0)
+    finetuning.tune(model, Numbers(), CLIP, plain)
+    wide = [p for p in naive.parameters() if p.ndim > 1]
+    flat = [p for p in naive.parameters() if p.ndim < 2]
+    groups = [{"params": wide, "weight_decay": 1e-4}, {"params": flat, "weight_decay": 0.0}]
+    optimizer, source = torch.optim.AdamW(groups), Numbers()
+    for step in range(6):
+        order = torch.randperm(6, generator=generator(0, "order", step // 3))
+        index = order[2 * (step % 3) :][:2]
+        start = random_clips(source.lengths[index], 4, 1, 1, generator(0, "sample", step))
+        x = view(source.clips(index, start)[:, 0], CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / 6)) / 2
+        optimizer.zero_grad()
+        F.cross_entropy(naive(x), source.labels[index]).backward()
+        optimizer.step()
+    for (name, mine), theirs in zip(model.state_dict().items(), naive.state_dict().values()):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_answers_average_probabilities_of_unaugmented_clips():
+    class Brightness(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.mean((1, 2, 3, 4)), torch.zeros(len(x))], 1)
+
+    source, net = Numbers(), Brightness()
+    frames = uniform_clips(source.lengths, 4, 1, 3)
+    votes = [
+        sum(
+            F.softmax(net(view(source.clips(torch.tensor([i]), frames[[i]])[:, j], CLIP)), 1)
+            for j in range(3)
+        )
+        for i in range(6)
+    ]
+    expected = torch.cat(votes).argmax(1)
+    assert torch.equal(finetuning.answer(net, source, CLIP, 3), expected)
 
 
 def test_mean_softmax_averages_probabilities():
     logits = torch.randn(4, 3, 5, generator=generator("logits"))
     loops = torch.stack([sum(F.softmax(clip, 0) for clip in video) / 3 for video in logits])
-    torch.testing.assert_close(probes.mean_softmax(logits), loops)
+    torch.testing.assert_close(finetuning.mean_softmax(logits), loops)
+
+
+@pytest.mark.parametrize(
+    "module", ["evaluation.finetune", "evaluation.retrieval", "explain.gradcam"]
+)
+def test_numbers_need_no_plotting(module):
+    "What a paper imports on the way does not load what only pictures and probes need."
+    code = f"import sys, vidrepro.{module}; print({{'matplotlib.pyplot', 'sklearn.svm'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 # ---- retrieval ---------------------------------------------------------------------------------

@@ -21,10 +21,13 @@ from typer.testing import CliRunner
 from vidrepro.cli.features import app
 from vidrepro.core.files import InputError
 from vidrepro.data.video import probe
-from vidrepro.experiments.tables import Run, learner, pick_preset, videos
 from vidrepro.features import formats
 from vidrepro.features.extract import Features, Settings, TimeAxis, extract, load
 from vidrepro.models.backbones import backbone
+from vidrepro.runs.execute import learner
+from vidrepro.runs.methods import pick_preset
+from vidrepro.runs.run import Run
+from vidrepro.runs.videos import videos
 
 LENGTHS = dict(v_one=400, v_two=95, three=64)
 

@@ -465,15 +465,15 @@ def test_training_mode_is_given_back(folder, tmp_path):
         (lambda t: inputs(t / 'none'), 'that exists'),
         (lambda t: extract(Small(), t / 'one.mp4', t / 'o', shard=(2, 2)), 'give 0 to 1'),
         (lambda t: extract(Small(), t / 'one.mp4', t / 'o', batch=0), 'at least 1'),
-        (lambda t: inputs(t / 'bad.csv'), 'needs a column filename'),
-        (lambda t: inputs(t / 'blank.txt'), 'none'),
+        (lambda t: inputs(t / 'bad.csv'), 'a column path, file, filename'),
+        (lambda t: inputs(t / 'blank.txt'), 'no items'),
         (lambda t: load(t / 'alone.npy'), 'no .json'),
     ],
 )
 def test_input_errors(tmp_path, make, words):
     "One line that names the value and the remedy."
     (tmp_path / 'one.mp4').write_bytes(b'x')
-    (tmp_path / 'bad.csv').write_text('video\na.mp4\n')
+    (tmp_path / 'bad.csv').write_text('name,frames\na,7\n')
     (tmp_path / 'blank.txt').write_text('\n')
     np.save(tmp_path / 'alone.npy', np.zeros((1, 1), np.float32))
     with pytest.raises(InputError, match=words) as caught:

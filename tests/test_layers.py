@@ -102,7 +102,7 @@ def test_no_loops():
         ('from vidrepro.data.datasets import from_folder', 'data.video', False),
         ('from . import datasets', 'data.video', False),
         ('from ..core.random import generator', 'clips.sampling', True),
-        ('from vidrepro.clips.sampling import tec_tuples', 'data.datasets', False),
+        ('from vidrepro.digits.untrimmed import compose', 'data.datasets', False),
         ('from vidrepro.data.video import probe', 'models.backbones', True),
         ('from vidrepro.learning.losses import info_nce', 'learning.train', True),
         ('from vidrepro.learning.train import Learner', 'learning.losses', False),
@@ -124,5 +124,7 @@ def test_rule(source, me, ok):
 
 
 def test_numbers_are_read():
-    assert number('core.files') == 1 and number('data.video') == 6 and number('data.nothing') is None
+    assert (
+        number('core.files') == 1 and number('data.video') == 6 and number('data.nothing') is None
+    )
     assert re.match(r'\d\d_', next((NBS / 'core').glob('*.ipynb')).name)

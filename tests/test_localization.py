@@ -28,9 +28,11 @@ from vidrepro.experiments.localization import (
     standardised,
     trained_encoder,
 )
-from vidrepro.experiments.tables import Run, learner, missing
 from vidrepro.localize.metrics import COLUMNS, match, summary
 from vidrepro.papers import tec, tsp
+from vidrepro.runs.execute import learner
+from vidrepro.runs.pool import missing
+from vidrepro.runs.run import Run
 
 SMALL = Task(train=3, test=2)
 TOY = replace(READERS['bmn'], length=16, epochs=1, base=16, proposal=8, joint=16, last=8, bins=4)

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 from vidrepro.core.files import InputError
 from vidrepro.data.video import iter_frames, probe
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
-from vidrepro.motion.flow import FAST, dequantise, flow
+from vidrepro.motion.flow import BOUND, FAST, dequantize, flow
 from vidrepro.motion.maps import (
     draw_flow,
     draw_map,
     iter_flow,
     motion_boundary,
     motion_map,
-    pool_maps,
     write_flow,
 )
 
@@ -73,14 +72,6 @@ def test_official_is_at_most_the_sum_of_its_parts():
     )
 
 
-def test_pool():
-    m = torch.rand(2, 3, 4, 5)
-    s, t = pool_maps(m)
-    assert torch.allclose(s[1, 2, 3], m[1, :, 2, 3].mean()) and torch.allclose(
-        t[0, 1], m[0, 1].mean()
-    )
-
-
 @pytest.mark.parametrize('size', [(0, 3, 3), (5, 3, 3), (2, 99, 3)])
 def test_size(size):
     with pytest.raises(InputError, match='cells'):
@@ -93,10 +84,10 @@ def test_reading():
 
 
 def test_colours():
-    assert draw_flow(torch.zeros(2, 2, 5, 6)).eq(255).all()
-    assert draw_flow(torch.zeros(0, 2, 5, 6)).shape == (0, 3, 5, 6)
+    assert draw_flow(torch.zeros(2, 2, 5, 6), 1.0).eq(255).all()
+    assert draw_flow(torch.zeros(0, 2, 5, 6), 1.0).shape == (0, 3, 5, 6)
     field = torch.randn(3, 2, 5, 6)
-    assert torch.equal(draw_flow(field), draw_flow(7 * field))  # the scale is the picture's own
+    assert torch.equal(draw_flow(field, 5.0), draw_flow(8 * field, 40.0))
     assert torch.equal(draw_flow(field, 5.0)[1:2], draw_flow(field[1:2], 5.0))
     assert draw_map(torch.ones(1, 4, 4), 2.0).unique().tolist() == [128]
 
@@ -126,7 +117,8 @@ def test_write(video, tmp_path, name, show):
         assert (info.frames, info.width, info.height) == (10, 32, 32)
     else:
         with np.load(tmp_path / name) as file:
-            found = dequantise(torch.from_numpy(file['flow']), file['bound'].item())
+            found = dequantize(torch.from_numpy(file['flow']))
+            assert file['bound'].item() == BOUND
             assert str(file['method']) == 'tvl1'
         expected = torch.cat([*iter_flow(iter_frames(video, 11), **FAST)])
         assert (found - expected).abs().max() < 0.08

@@ -15,23 +15,19 @@ from two_processes import average, half, in_two
 from vidrepro.clips.transforms import crop_boxes
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
+from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
-from vidrepro.experiments import tables as suites
-from vidrepro.learning.train import (
-    Batches,
-    Checkpoint,
-    Learner,
-    Schedule,
-    apply,
-    override,
-    read_checkpoint,
-)
-from vidrepro.papers import mcl
-from vidrepro.papers.mcl import ABLATION, PRESETS, Config, build, loss, sample, views
+from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule, apply, read_checkpoint
+from vidrepro.papers import mcl, mcl_scores, mcl_views
+from vidrepro.papers.mcl import ABLATION, PRESETS, build, callbacks, loss
+from vidrepro.papers.mcl_views import Config, extras, sample, views
+from vidrepro.runs import execute
+from vidrepro.runs.run import Run
+from vidrepro.runs.videos import videos
 
 repeat = settings(max_examples=12, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31)
-SMALL = dict(batch=4, videos=24, queue=64, hidden=16, dim=8)
+SMALL = dict(batch=4, videos=24, queue=64, hidden=16)
 SOURCE = MovingDigits(24)
 
 
@@ -39,8 +35,13 @@ def config(**changes):
     return override(PRESETS['tiny'], {**SMALL, **changes})
 
 
+def batches(cfg, source=SOURCE, *rank):
+    more = partial(extras, cfg=cfg)
+    return Batches(source, partial(sample, cfg=cfg), cfg.batch, cfg.seed, *rank, extras=more)
+
+
 def batch(cfg, k=0):
-    return Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch)[k]
+    return batches(cfg)[k]
 
 
 def look(cfg, k=0):
@@ -78,7 +79,7 @@ class TestSampling:
     def test_choice(self, seed, m, n, rules):
         "The chosen are the best that the rule allows; the query comes first or last, the others in order."
         score, order = rand(seed, 6, m), torch.randint(2, (6,), generator=generator(seed))
-        places = mcl.choose_clips(score, order, rand(seed + 1, 6, m), n, rules)
+        places = mcl_views.choose_clips(score, order, rand(seed + 1, 6, m), n, rules)
         assert all(len(set(p)) == n for p in places.tolist())
         rest = places[:, 1:]
         assert (
@@ -118,7 +119,7 @@ class TestCrops:
     )
     def test_boxes_fit(self, seed, frame, rules, spatial):
         cfg = dataclasses.replace(Config(), rules=rules, spatial=spatial, crop=0.1, candidates=4)
-        top, left, height, width = mcl.motion_boxes(
+        top, left, height, width = mcl_views.motion_boxes(
             rand(seed, 5, *frame), generator(seed), cfg
         ).unbind(1)
         assert (torch.stack([top, left]) >= 0).all() and (torch.stack([height, width]) >= 1).all()
@@ -136,9 +137,10 @@ class TestCrops:
         wider = torch.stack(
             [y, x, (top + height + 1).clamp(max=16) - y, (left + width + 1).clamp(max=16) - x], 2
         )
-        assert (mcl.hot_share(maps, wider) >= mcl.hot_share(maps, boxes)).all()
+        assert (mcl_views.hot_share(maps, wider) >= mcl_views.hot_share(maps, boxes)).all()
         assert (
-            mcl.rectangle_share(maps, wider)[0] >= mcl.rectangle_share(maps, boxes)[0] - 1e-6
+            mcl_views.rectangle_share(maps, wider)[0]
+            >= mcl_views.rectangle_share(maps, boxes)[0] - 1e-6
         ).all()
 
     def test_blank_maps_ask_for_nothing(self):
@@ -146,15 +148,56 @@ class TestCrops:
         blank = torch.zeros(8, 16, 16)
         for rules in ('paper', 'official'):
             cfg = config(rules=rules, candidates=4)
-            tries = 40 if rules == 'official' else cfg.tries
-            first = mcl.draw_boxes(blank, tries, generator(1), cfg.crop, rules == 'official')[:, 0]
-            assert torch.equal(mcl.motion_boxes(blank, generator(1), cfg), first)
+            tries, one_size = mcl_views.TRIES[rules], rules == 'official'
+            first = mcl_views.draw_boxes(blank, tries, generator(1), cfg.crop, one_size)[:, 0]
+            assert torch.equal(mcl_views.motion_boxes(blank, generator(1), cfg), first)
 
-    def test_true_flow_is_of_the_videos_trained_on(self):
-        cfg = config(still=0.5, flow='true')
-        i, f = torch.tensor([5, 2, 17]), sample(torch.full((3,), 128), generator(0), cfg).frames
-        want = suites.videos(cfg, 'pretrain').truth(i, f, cfg.stride).flow[:, :, :, :-1]
-        assert_close(mcl.true_flow(i, f, cfg), want, rtol=0, atol=0)
+
+class TestTrueFlow:
+    def test_of_the_very_source(self):
+        "Whatever its seed, its still videos, its rows: the flow is the one of the batch."
+        cfg, found = config(flow='true', stride=2), {}
+        for seed, still in ((0, 0.0), (7, 0.0), (0, 0.5)):
+            source = MovingDigits(24, seed=seed, still=still)
+            got = batches(cfg, source)[1]
+            want = source.truth(got['index'], got['drawn'].frames, cfg.stride).flow[:, :, :, :-1]
+            assert got['flow'].shape == (4, 3, 2, 7, 32, 32) and torch.equal(got['flow'], want)
+            found[seed, still] = got['flow']
+        assert not any(torch.allclose(found[0, 0.0], found[k]) for k in ((7, 0.0), (0, 0.5)))
+
+    def test_is_what_the_views_show(self):
+        "The query's motion map is that of its own frames, whether or not its clip was chosen by motion."
+        for temporal in ('motion', 'random'):
+            cfg = config(flow='true', temporal=temporal, crop=1.0)
+            seen = look(cfg)
+            known = SOURCE.truth(seen.video, seen.frames[:, :1]).flow[:, :, :, :-1]
+            clips = SOURCE.clips(seen.video, seen.frames[:, :1])
+            want = mcl_views.measure(clips, cfg, known)[:, 0]
+            assert_close(seen.motion, mcl_views.crop_maps(want, seen.boxes[:, 0], (8, 8)))
+
+    def test_two_processes_get_their_rows(self):
+        cfg = config(flow='true')
+        parts = [batches(cfg, SOURCE, rank, 2)[3]['flow'] for rank in range(2)]
+        assert torch.equal(torch.cat(parts), batch(cfg, 3)['flow'])
+
+    def test_a_learner_brings_it(self, tmp_path):
+        "A run hands the hook on, and only the source they train on is asked."
+        run = Run('mcl/tiny/toy-s0', 'mcl', config(flow='true', steps=1, warmup=0))
+        learn, _ = execute.learner(run, tmp_path, MovingDigits(24, seed=3), 'cpu', quiet=True)
+        got, source = learn.batches[0], MovingDigits(24, seed=3)
+        want = source.truth(got['index'], got['drawn'].frames).flow[:, :, :, :-1]
+        assert torch.equal(got['flow'], want)
+        assert learn.fit(1).total.isfinite()
+
+    def test_refused_where_nobody_knows_it(self):
+        class Footage:
+            name = 'footage'
+
+        drawn = sample(torch.full((2,), 60), generator(0), config())
+        with pytest.raises(InputError, match='setting flow.*footage has no true flow') as refused:
+            extras(Footage(), torch.arange(2), drawn, config(flow='true'))
+        assert '\n' not in str(refused.value)
+        assert extras(Footage(), torch.arange(2), drawn, config()) == {}
 
 
 class TestLosses:
@@ -288,7 +331,7 @@ def test_rows(row):
 @pytest.mark.parametrize('preset', PRESETS)
 def test_presets(preset):
     "The watched layer exists and leaves room for space and time."
-    steps, rows, columns = mcl.grid_of(PRESETS[preset])
+    steps, rows, columns = mcl_views.grid_of(PRESETS[preset])
     assert steps >= 2 and min(rows, columns) >= 4
 
 
@@ -309,9 +352,9 @@ class TestState:
             model,
             partial(loss, cfg=cfg),
             partial(views, cfg=cfg),
-            Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch, cfg.seed),
+            batches(cfg),
             mcl.optimizer(model, cfg),
-            [Schedule(cfg.lr, cfg.warmup, 'constant'), *saves],
+            [Schedule(cfg.lr, cfg.warmup, 'constant'), *callbacks(cfg), *saves],
             device='cpu',
             seed=cfg.seed,
         )
@@ -334,6 +377,42 @@ class TestState:
         saved = read_checkpoint(tmp_path / 'c.safetensors', 'mcl')[0]
         for k in ('queue', 'owner', 'key_backbone.stem.0.weight', 'key_heads.inter.2.bias'):
             assert torch.equal(saved[f'model.{k}'], whole[k]), k
+
+    @pytest.mark.parametrize(
+        'changes', [{}, dict(queue=0), ABLATION['official']], ids=['paper', 'batch', 'official']
+    )
+    def test_follows_as_before_the_next_step(self, changes):
+        "Oracle: the key encoder moved at the start of each forward pass. Three steps, the same bits."
+        cfg = config(**changes, momentum=0.9, warmup=0, steps=3)
+
+        @torch.no_grad()
+        def follow(model, *inputs):
+            for k, fast in model.named_parameters():
+                if not k.startswith('key_') and not k.startswith('classifier'):
+                    slow = model.get_parameter(f'key_{k}')
+                    slow.copy_(slow.lerp(fast, 1 - cfg.momentum))
+
+        old, ours = build(cfg), self.learner(cfg)
+        hook = old.register_forward_pre_hook(follow)
+        optimizer = mcl.optimizer(old, cfg)
+        Learner(
+            old, partial(loss, cfg=cfg), partial(views, cfg=cfg), batches(cfg), optimizer,
+            [Schedule(cfg.lr, 0, 'constant')], device='cpu', seed=cfg.seed,
+        ).fit(3)  # fmt: skip
+        hook.remove()
+        found = ours.fit(3).model.state_dict()
+        behind = {k: v.clone() for k, v in old.state_dict().items()}
+        weights = {k for k, _ in old.named_parameters() if k.startswith('key_')}
+        assert weights and all((found[k] != behind[k]).any() for k in weights)
+        follow(old)  # the pass that the next step would begin with
+        for k, v in old.state_dict().items():
+            assert torch.equal(v, found[k]), k
+
+    def test_key_statistics_are_its_own(self):
+        cfg = config(steps=2)
+        state = self.learner(cfg).fit(2).model.state_dict()
+        names = [k for k in state if k.startswith('key_') and 'running' in k]
+        assert names and all((state[k] != state[k.removeprefix('key_')]).any() for k in names)
 
     def test_own_keys_are_left_out(self):
         "Unless the settings say that they count."
@@ -375,7 +454,7 @@ def memory_of(rank, ranks):
     "Keys of two batches, as all processes remember them."
     model = build(config(queue=24))
     for k in range(3):
-        keys, video = F.normalize(rand(k, 4, 2, 8), dim=2), torch.arange(4) + 10 * k
+        keys, video = F.normalize(rand(k, 4, 2, mcl.DIM), dim=2), torch.arange(4) + 10 * k
         mcl.remember(model, half(keys, rank, ranks), half(video, rank, ranks))
     return dict(queue=model.queue, owner=model.owner)
 
@@ -384,13 +463,13 @@ def trained(rank, ranks):
     "Two steps of a learner whose batches are split over the processes."
     cfg = config(steps=2)
     model = build(cfg)
-    batches = Batches(SOURCE, partial(sample, cfg=cfg), cfg.batch, 0, rank, ranks)
     learn = Learner(
         model,
         partial(loss, cfg=cfg),
         partial(views, cfg=cfg),
-        batches,
+        batches(cfg, SOURCE, rank, ranks),
         mcl.optimizer(model, cfg),
+        callbacks(cfg),
         device='cpu',
     )
     assert learn.accelerator.num_processes == ranks
@@ -457,12 +536,15 @@ class TestTwoProcesses:
 def test_real_videos(data_dir):
     "Flow, choice, crop, loss and scores run on camera footage, and moving pixels stay in the crops."
     cfg = override(
-        PRESETS['real'], dict(root=str(data_dir / 'weizmann'), batch=4, queue=64, hidden=16, dim=8)
+        PRESETS['real'], dict(root=str(data_dir / 'weizmann'), batch=4, queue=64, hidden=16)
     )
-    test = suites.videos(cfg, 'test').subset(torch.arange(4))
+    test = videos(cfg, 'test').subset(torch.arange(4))
     seen = views(Batches(test, partial(sample, cfg=cfg), 4)[0], generator(0), cfg)
-    assert seen.motion.shape == (4, *mcl.grid_of(cfg)) and (seen.motion.amax((1, 2, 3)) > 0).all()
+    assert (
+        seen.motion.shape == (4, *mcl_views.grid_of(cfg))
+        and (seen.motion.amax((1, 2, 3)) > 0).all()
+    )
     model = build(cfg)
     assert loss(model, seen, cfg)[0].isfinite()
-    found = mcl.scores(model.eval(), cfg, lambda part: test)
+    found = mcl_scores.scores(model.eval(), cfg, lambda part: test)
     assert [s.name for s in found] == ['CAM like motion'] and 0 < found[0].value <= 1

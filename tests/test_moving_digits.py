@@ -1,5 +1,8 @@
 "What the notebook of Moving Digits cannot say: many sizes and settings, files on disk, faults."
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,3 +211,26 @@ def test_gpu_paints_the_same(size):
     here, there = source.clips(index, frames), source.clips(index, frames, 'cuda').cpu()
     assert (here.int() - there.int()).abs().max() <= 1
     assert source.truth(index, frames, device='cuda').flow.is_cuda
+
+
+WITHOUT = """
+import sys, importlib, pkgutil
+sys.modules |= dict.fromkeys(('av', 'cv2', 'h5py'))
+import vidrepro
+for room in 'digits clips motion models learning evaluation explain papers'.split():
+    for m in pkgutil.iter_modules(importlib.import_module(f'vidrepro.{room}').__path__):
+        importlib.import_module(f'vidrepro.{room}.{m.name}')
+import torch
+from vidrepro.digits.moving_digits import MovingDigits
+x = MovingDigits(24).clips(torch.arange(24), torch.arange(4).expand(24, 1, 4))
+print(tuple(x.shape), sorted({'matplotlib', 'torchvision', 'torch._dynamo'} & {*sys.modules}))
+"""
+
+
+def test_painting_and_scoring_need_no_decoder():
+    "Nor does importing them load what only pictures, files and other people's networks need."
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '(24, 1, 3, 4, 32, 32) []'

@@ -25,12 +25,7 @@ def tec_settings(draw):
     some = st.lists(st.integers(shortest, shortest + 150), min_size=group, max_size=4 * group)
     lengths = draw(some.filter(lambda v: len(v) % group == 0))
     step = draw(st.none() | st.integers(1, 9))
-    keywords = {
-        'speeds': speeds,
-        'group': group,
-        'shift_step': step,
-        'reverse': draw(st.booleans()),
-    }
+    keywords = {'speeds': speeds, 'group': group, 'shift_step': step}
     return torch.tensor(lengths), n_frames, keywords
 
 
@@ -50,7 +45,6 @@ def test_tuples_are_consistent(arguments, seed):
     assert torch.equal(tec_labels(*p, *q, n_frames), tuples.order)
     signed = rate * (1 - 2 * tuples.direction)
     assert (tuples.frames.diff(dim=2) == signed[..., None]).all()
-    assert keywords['reverse'] or not tuples.direction.any()
 
 
 @repeat
@@ -72,17 +66,6 @@ def test_equal_generators_give_equal_tuples(arguments, seed):
     lengths, n_frames, keywords = arguments
     first, second = (tec_tuples(lengths, n_frames, seeded(seed), **keywords) for _ in range(2))
     assert all(torch.equal(v, getattr(second, k)) for k, v in vars(first).items())
-
-
-@repeat
-@given(tec_settings(), SEEDS)
-def test_same_video_shares_the_start(arguments, seed):
-    lengths, n_frames, keywords = arguments
-    group = keywords['group']
-    tuples = tec_tuples(
-        lengths.repeat_interleave(group), n_frames, seeded(seed), **keywords, same_video=True
-    )
-    assert torch.equal(tuples.frames, tuples.frames[::group].repeat_interleave(group, 0))
 
 
 @repeat
@@ -169,7 +152,6 @@ def test_clips_stay_inside_their_video(lengths, n_frames, stride, n_clips, seed)
         ([40, 31], {'speeds': (4, 2)}, ['lengths[1]', '31 frames', 'at least 32']),
         ([40, 40, 40], {}, ['lengths', '3 videos', 'group=2']),
         ([40, 40], {'group': 0}, ['group=0']),
-        ([40, 41], {'same_video': True}, ['same_video', 'unequal']),
         ([40, 40], {'speeds': ()}, ['speeds', 'positive']),
         ([40, 40], {'speeds': (0, 1)}, ['speeds', 'positive']),
         ([40, 40], {'shift_step': 0}, ['shift_step', 'positive']),

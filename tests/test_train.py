@@ -19,8 +19,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from vidrepro.core.files import InputError
+from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning import train
+from vidrepro.learning.recipe import Recipe
 from vidrepro.learning.train import (
     EMA,
     Batches,
@@ -28,11 +30,9 @@ from vidrepro.learning.train import (
     Checkpoint,
     Learner,
     Log,
-    Recipe,
     Schedule,
     adamw,
     lr_at,
-    override,
     prefetch,
     read_checkpoint,
     read_log,
@@ -421,32 +421,51 @@ def test_error_in_the_data_reaches_the_loop():
     assert ends == [0]
 
 
+class Averaged(nn.Module):
+    "A network and its average, which starts elsewhere."
+
+    def __init__(self):
+        super().__init__()
+        layers = lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.fast, self.slow = layers(), layers().requires_grad_(False)
+
+    def forward(self, x):
+        return self.fast(x)
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.floats(0, 1), st.integers(1, 6))
 def test_ema_is_its_sum(momentum, steps):
     "The average after n steps, as a weighted sum of all weights that were."
-    seen, slow = [], nn.Linear(4, 1)
+    seen, model = [], Averaged()
 
     class Keep(Callback):
         def after_step(self, learn):
-            seen.append(learn.model.weight.detach().clone())
+            seen.append(learn.model.fast[0].weight.detach().clone())
 
-    start = slow.weight.detach().clone()
-    line(steps=steps, callbacks=[EMA(slow, momentum), Keep()])
+    start = model.slow[0].weight.clone()
+    line(model=model, steps=steps, callbacks=[EMA(dict(slow='fast'), momentum), Keep()])
     want = momentum**steps * start + sum(
         (1 - momentum) * momentum ** (steps - 1 - i) * w for i, w in enumerate(seen)
     )
-    assert_close(slow.weight.detach(), want, atol=1e-5, rtol=1e-5)
-    assert not slow.weight.requires_grad
+    assert_close(model.slow[0].weight, want, atol=1e-5, rtol=1e-5)
+    assert not any(p.requires_grad for p in model.slow.parameters())
 
 
-def test_ema_copies_buffers():
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    slow = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    learn = line(model=model, steps=3, callbacks=[EMA(slow, 0.9)])
-    for a, b in zip(slow.buffers(), learn.model.buffers()):
+@pytest.mark.parametrize('buffers', [True, False])
+def test_ema_copies_buffers_or_leaves_them(buffers):
+    model = Averaged()
+    start = [b.clone() for b in model.slow.buffers()]
+    line(model=model, steps=3, callbacks=[EMA(dict(slow='fast'), 0.9, buffers)])
+    want = model.fast.buffers() if buffers else start
+    for a, b in zip(model.slow.buffers(), want, strict=True):
         assert torch.equal(a, b)
-    assert slow[1].num_batches_tracked == 3
+    assert model.slow[1].num_batches_tracked == (3 if buffers else 0)
+
+
+def test_ema_names_what_is_missing():
+    with pytest.raises(AttributeError, match='key'):
+        line(model=Averaged(), callbacks=[EMA(dict(key='fast'))])
 
 
 @given(

@@ -14,16 +14,20 @@ from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
+from vidrepro.data.annotations import read_tsp_csv
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.digits.untrimmed import THUMOS14_SHORTEST, Script, Segments, UntrimmedDigits, compose
+from vidrepro.experiments.tables import suites
 from vidrepro.learning.train import Batches, Callback, Checkpoint, Learner, Schedule
 from vidrepro.models.backbones import backbone
 from vidrepro.models.checkpoints import released_keys
 from vidrepro.papers import tsp
 from vidrepro.papers.tsp import TSP, Config, Views
+from vidrepro.papers.tsp_scores import score_backbone, touching
+from vidrepro.papers.tsp_tables import prepare
 
 repeat = settings(max_examples=40, deadline=None, derandomize=True)
-SMALL = Config(videos=12, batch=8, trimmed=2, steps=6, warmup=2)
+SMALL = Config(videos=12, batch=8, steps=6, warmup=2)
 
 
 class Fixed(torch.nn.Module):
@@ -33,12 +37,12 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, clips, index):
+    def forward(self, clips, gvf):
         return self.logits
 
 
 def blank(labels):
-    return Views(torch.zeros(len(labels), 3, 1, 1, 1), labels, torch.arange(len(labels)))
+    return Views(torch.zeros(len(labels), 3, 1, 1, 1), labels)
 
 
 @repeat
@@ -72,9 +76,9 @@ def test_loss_is_the_sum_over_clips(labels, alpha, beta, average, seed):
 def test_background_teaches_no_action():
     "Without foreground the action head gets no gradient, the encoder only that of the region."
     torch.manual_seed(0)
-    net = TSP(backbone('tiny'), Config(gvf='none')).train()
+    net = TSP(Config(gvf='none')).train()
     clips, labels = torch.randn(4, 3, 8, 32, 32), torch.full((4,), -1)
-    value, terms = tsp.loss(net, Views(clips, labels, torch.arange(4)), Config(gvf='none'))
+    value, terms = tsp.loss(net, Views(clips, labels), Config(gvf='none'))
     value.backward()
     assert terms['action'].item() == 0 and value.isfinite()
     assert (
@@ -86,17 +90,10 @@ def test_background_teaches_no_action():
 
 
 def test_one_head_alone():
-    tac, region = (TSP(backbone('tiny'), Config(**{k: 0.0})) for k in ('region', 'action'))
-    assert (
-        tac.region is None
-        and tac.gvf is None
-        and region.action is None
-        and region.region.in_features == 256
-    )
+    tac, region = (TSP(Config(**{k: 0.0})) for k in ('region', 'action'))
+    assert tac.region is None and region.action is None and region.region.in_features == 256
     labels = torch.tensor([1, 2])
-    value, terms = tsp.loss(
-        tac, Views(torch.randn(2, 3, 8, 32, 32), labels, labels), Config(region=0.0)
-    )
+    value, terms = tsp.loss(tac, Views(torch.randn(2, 3, 8, 32, 32), labels), Config(region=0.0))
     assert set(terms) == {'action'} and value == terms['action']
 
 
@@ -129,7 +126,7 @@ def test_starts_are_uniform():
 )
 def test_touching(runs, span):
     line = torch.tensor([label for n, label in runs for _ in range(n)])
-    where, across = tsp.touching(line, span)
+    where, across = touching(line, span)
     cuts = [
         i
         for i in range(span, len(line) - span + 1)
@@ -197,7 +194,8 @@ def fit(cfg, folder, stop=None):
             if learn.step == stop:
                 raise KeyboardInterrupt
 
-    model, source = tsp.build(cfg), tsp.videos(cfg, 'pretrain')
+    model = tsp.build(cfg)
+    source = tsp.context(tsp.videos(cfg, 'pretrain'), model.backbone, cfg)
     calls = [
         Checkpoint(folder / 'checkpoint.safetensors', dict(method='tsp'), every=3),
         Schedule(cfg.lr, cfg.warmup),
@@ -208,7 +206,13 @@ def fit(cfg, folder, stop=None):
         model,
         partial(tsp.loss, cfg=cfg),
         partial(tsp.views, cfg=cfg),
-        Batches(source, partial(tsp.sample, cfg=cfg), cfg.batch, cfg.seed),
+        Batches(
+            source,
+            partial(tsp.sample, cfg=cfg),
+            cfg.batch,
+            cfg.seed,
+            extras=partial(tsp.extras, cfg=cfg),
+        ),
         tsp.optimizer(model, cfg),
         calls,
         device='cpu',
@@ -230,13 +234,10 @@ def test_a_resumed_run_is_the_same_run(tmp_path, change):
     cfg = replace(SMALL, **change)
     whole = fit(cfg, tmp_path / 'a').state_dict()
     fit(cfg, tmp_path / 'b', stop=3)
-    tsp.beginnings.cache_clear()
     again = fit(cfg, tmp_path / 'b').state_dict()
     assert all(torch.equal(v, again[k]) for k, v in whole.items())
     start = tsp.build(cfg).state_dict()
-    assert torch.equal(whole['gvf'], start['gvf']) and torch.equal(
-        whole['backbone.stem.0.weight'], start['backbone.stem.0.weight']
-    )
+    assert torch.equal(whole['backbone.stem.0.weight'], start['backbone.stem.0.weight'])
     assert not torch.equal(
         whole['backbone.stem.1.running_mean'], start['backbone.stem.1.running_mean']
     )
@@ -244,19 +245,29 @@ def test_a_resumed_run_is_the_same_run(tmp_path, change):
 
 
 def test_rows_share_their_start():
-    "TSP, TAC and the rows without training begin with the same encoder."
-    starts = []
-    for row in ('tsp', 'tac', 'start'):
-        tsp.beginnings.cache_clear()
-        starts.append(tsp.build(replace(SMALL, **tsp.ABLATION[row])).backbone.state_dict())
-    assert all(torch.equal(v, other[k]) for other in starts[1:] for k, v in starts[0].items())
+    "Rows of one seed and clip begin where one run of trimmed videos ends; a random row does not."
+    rows = {r.name.split('/')[-1]: r for r in suites()['tsp-ablation']}
+    starts = {rows[f'{n}-s0'].start.name for n in ('tsp', 'tac', 'start', 'tac-actions-only')}
+    assert len(starts) == 1 and rows['random-s0'].start is None
+    others = {rows[n].start.name for n in ('tsp-s1', 'step-4-s0', 'seconds-16-s0')}
+    assert len(others | starts) == 4
+    start = rows['tsp-s0'].start.config
+    assert start.trimmed and start.region == 0 and start.stem == 1
+
+
+def test_the_baseline_reads_what_tsp_reads():
+    "The released TAC sees background clips, too; only its loss does not."
+    rows = [tsp.videos(replace(SMALL, **tsp.ABLATION[n]), 'pretrain') for n in ('tsp', 'tac')]
+    assert torch.equal(rows[0].labels, rows[1].labels) and (rows[1].labels < 0).any()
+    only = tsp.videos(replace(SMALL, **tsp.ABLATION['tac-actions-only']), 'pretrain')
+    assert torch.equal(only.labels, rows[0].labels[rows[0].labels >= 0])
 
 
 def test_heads_have_the_released_shapes():
     for task, change in (('tsp', {}), ('tsp', dict(gvf='none')), ('tac', dict(region=0.0))):
         keys = released_keys('r3d_18', 200, task, change.get('gvf') != 'none')
         with torch.device('meta'):
-            net = TSP(backbone('r3d_18'), replace(Config(classes=200), **change))
+            net = TSP(replace(Config(classes=200, backbone='r3d_18'), **change))
         shapes = [tuple(h.weight.shape) for h in (net.action, net.region) if h]
         assert shapes == [s for k, s in keys.items() if k.startswith('fc') and k.endswith('weight')]
 
@@ -265,7 +276,7 @@ def test_scores_by_name():
     def few(part):
         return UntrimmedDigits(MovingDigits(n=90, seed=len(part)), Script(len(part)), 8).segments()
 
-    found = tsp.score_backbone(backbone('tiny'), SMALL, few)
+    found = score_backbone(backbone('tiny'), SMALL, few)
     assert [s.name for s in found] == [
         'region AUC',
         'region AUC, all clips',
@@ -298,14 +309,15 @@ def test_released_tables(data_dir, tmp_path, folder, name, classes, kept):
     cfg = replace(
         tsp.PRESETS['paper'], classes=classes, parts=f'{subset},{subset}', root=str(tmp_path)
     )
-    table = tsp.read_tsp_csv(tmp_path / f'{name}_tsp_groundtruth.csv')
+    table = read_tsp_csv(tmp_path / f'{name}_tsp_groundtruth.csv')
     length = np.minimum(table['t-end'], table['video-duration']) - table['t-start'].clip(lower=0)
     assert (length * 15 >= 16).sum() == kept
     source = tsp.videos(cfg, 'pretrain')
-    assert abs(len(source) - kept) < 0.005 * kept and (source.lengths >= 32).all()
-    actions = tsp.videos(replace(cfg, region=0.0), 'pretrain')
+    assert abs(len(source) - kept) <= 0.001 * kept and (source.lengths >= 16).all()
+    actions = tsp.videos(replace(cfg, rows='actions'), 'pretrain')
     assert len(actions) == (source.labels >= 0).sum() and actions.labels.max() == classes - 1
-    lasts = torch.tensor(table.drop_duplicates('filename')['video-frames'].to_numpy(int))
+    first = table.drop_duplicates('filename')
+    lasts = torch.tensor((first['video-duration'] * 15).to_numpy(int))
     stops = torch.tensor((source.table['first'] + source.table['frames']).to_numpy())
     assert (stops <= lasts[source.groups]).all()
 
@@ -334,18 +346,18 @@ def test_prepare(composed, tmp_path):
     )
     whole['database']['nowhere'] = dict(entry, subset='training')
     (folder / 'own.json').write_text(json.dumps(whole))
-    files, remarks = tsp.prepare(folder / 'own.json', folder, THUMOS14_SHORTEST)
+    files, remarks = prepare(folder / 'own.json', folder, THUMOS14_SHORTEST)
     assert [f.name for f in files if not f.is_file()] == [] and remarks == [
         '1 annotated videos have no file'
     ]
-    found = tsp.read_tsp_csv(folder / 'train_tsp_groundtruth.csv')
+    found = read_tsp_csv(folder / 'train_tsp_groundtruth.csv')
     gaps = [t[t['temporal-region-label'] == 'No action'] for t in (found, tables['train'])]
     assert sorted(gaps[0]['t-start']) == pytest.approx(
         sorted(gaps[1]['t-start'])
     )  # an action inside another changes no gap
     assert 'inside' in json.loads((folder / 'action_label_mapping.json').read_text())
     with pytest.raises(InputError, match='none of the annotated ones'):
-        tsp.prepare(folder / 'own.json', tmp_path)
+        prepare(folder / 'own.json', tmp_path)
 
 
 def test_a_folder_without_tables(tmp_path):

@@ -10,17 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
-from vidrepro.data.datasets import from_folder, read_activitynet, read_tsp_csv
+from vidrepro.data.annotations import read_activitynet, read_tsp_csv
+from vidrepro.data.datasets import from_folder
 from vidrepro.data.video import probe, read_clips
 from vidrepro.digits.moving_digits import MovingDigits, write_video, write_videos
 from vidrepro.digits.untrimmed import (
     ACTIVITYNET_SHORTEST,
+    PARTS,
     THUMOS14_SHORTEST,
     Script,
     add_background,
     background_segments,
     compose,
+    fit,
     play,
+    script_of,
     string_together,
     write_script,
 )
@@ -158,8 +162,55 @@ def test_files_as_source(tmp_path):
     assert 'left' not in json.loads((tmp_path / 'long' / 'action_label_mapping.json').read_text())
     path = tmp_path / 'long' / 'train' / 'v_train_00001.mp4'
     read = read_clips(path, torch.arange(probe(path).frames)[None])[0].float()
-    wanted = torch.cat(list(play(source, write_script(source, script, 1))), 1).float()
+    own = script_of(script, 'train')
+    wanted = torch.cat(list(play(source, write_script(source, own, 1))), 1).float()
     assert (read - wanted).abs().mean() < 2
+
+
+def test_clips_keep_their_time_and_sizes_are_brought_together(tmp_path):
+    "Two files, 30 and 10 frames a second, one twice as wide: actions last as long as the files do."
+    for name, fps, size in (('a', 30, 16), ('b', 10, 32)):
+        clip = MovingDigits(12, size=size).clips(torch.tensor([0]), torch.arange(60)[None, None])[
+            0, 0
+        ]
+        write_video(tmp_path / 'trimmed' / name / f'{name}.mp4', [clip], fps)
+    source = from_folder(tmp_path / 'trimmed')
+    script = Script(fps=15, actions=(4, 4), action=(9.0, 9.0), gap=(0.2, 0.4))
+    table = compose({'train': source}, tmp_path / 'long', 3, script, 0.1)['train']
+    acts = table[table['temporal-region-label'] == 'Action']
+    lasted = (acts['t-end'] - acts['t-start']).round(6).groupby(acts['action-label']).unique()
+    assert {k: v.tolist() for k, v in lasted.items()} == {'a': [2.0], 'b': [6.0]}
+    for path in (tmp_path / 'long' / 'train').glob('*.mp4'):
+        assert (probe(path).height, probe(path).width) == (16, 16)
+    stretches = write_script(source, script_of(script, 'train'), 0)
+    for piece, s in zip(play(source, stretches, size=(16, 16)), stretches):
+        assert piece.shape == (3, s.frames, 16, 16)
+        if s.action and source.classes[source.labels[s.item]] == 'a':
+            shown = read_clips(tmp_path / 'trimmed' / 'a' / 'a.mp4', torch.arange(0, 60, 2)[None])
+            assert torch.equal(piece, shown[0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(high=st.integers(8, 40), wide=st.integers(8, 40), size=st.tuples(*[st.integers(4, 40)] * 2))
+def test_fit_covers_and_does_not_stretch(high, wide, size):
+    "The middle stays in the middle, a flat picture stays flat, and no bar is added."
+    flat = torch.full((3, 1, high, wide), 77, dtype=torch.uint8)
+    assert (fit(flat, size) == 77).all() and fit(flat, size).shape == (3, 1, *size)
+    ramp = (torch.arange(wide) * (200 / wide)).to(torch.uint8).expand(3, 1, high, wide).contiguous()
+    shown = fit(ramp, size)[0, 0].float()
+    assert abs(shown.mean() - ramp.float().mean()) < 200 / wide + 3 and (shown.diff() >= 0).all()
+
+
+def test_subsets_have_scripts_of_their_own():
+    "No two subsets of any two sets have a seed in common."
+    seeds = [script_of(Script(seed), part).seed for seed in range(-3, 9) for part in PARTS]
+    assert len(set(seeds)) == len(seeds)
+    source = MovingDigits(300)
+    videos = [
+        [(s.item, s.first, s.frames) for k in range(6) for s in write_script(source, own, k)]
+        for own in (script_of(Script(), part) for part in PARTS)
+    ]
+    assert len(set(map(str, videos))) == 3 and not set(videos[0]) & set(videos[1])
 
 
 def test_faults(tmp_path):

@@ -17,14 +17,17 @@ import torch
 import typer
 from torch import nn
 
-from .data import group
+from .options import group
 from ..core.files import InputError
-from ..experiments.tables import Run, encoder, pick_method
+from ..experiments.tables import encoder
 from ..features import formats
 from ..features.extract import TRANSFORMS, Report, Settings, extract, is_done, plan, written
-from ..learning.train import Recipe, read_checkpoint
+from ..learning.recipe import Recipe
+from ..learning.train import read_checkpoint
 from ..models.backbones import BACKBONES, backbone
 from ..models.checkpoints import load_encoder
+from ..runs.methods import pick_method
+from ..runs.run import Run
 
 # %% ../../nbs/cli/96_features.ipynb #4462ab5f
 app = group('features', 'Features of videos: extract, verify, export, pool.')

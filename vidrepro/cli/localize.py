@@ -24,13 +24,14 @@ from einops import rearrange
 from jaxtyping import UInt8
 
 from ..captions import captioner as captioning
+from ..captions.metrics import METEOR, dense_scores, read_captions, write_captions
 from .data import group
 from .features import Backbone, RunPath, Weights, pick_encoder
 from ..core.files import InputError, atomic
-from ..data.datasets import read_activitynet
+from ..core.settings import parse
+from ..data.annotations import read_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
-from ..learning.train import parse
 from ..localize import detect as detection
 from ..localize.detect import PRESETS, SMALL, Config, Example
 from ..localize.metrics import ACTIVITYNET, THUMOS14, read_detections, write_detections
@@ -339,10 +340,10 @@ def train_captions(
     config, place = changed(captioning.Config(), set_), pick_device(device)
     if model.suffix != '.safetensors' or model.exists():
         raise InputError('MODEL', model, 'name a new file, NAME.safetensors')
-    table = plain_names(captioning.read_captions(captions))
+    table = plain_names(read_captions(captions))
     videos = detection.read_named(features, list(table['video'].unique()), step, missing)
     table = table[table['video'].isin(videos)]
-    trained = captioning.fit(list(videos.values()), table, config, seed, place)
+    trained = captioning.train_captioner(list(videos.values()), table, config, seed, place)
     captioning.save_captioner(trained, model)
     typer.echo(
         f'loss {trained.rows[0]["loss"]:g} in the first epoch, {trained.rows[-1]["loss"]:g} in the last of {config.epochs}'
@@ -376,7 +377,7 @@ def predict_captions(
     told = captioning.describe(
         captioner, list(videos.values()), table[table['video'].isin(videos)], most
     )
-    captioning.write_captions(told, out)
+    write_captions(told, out)
     typer.echo(f'{len(told)} captions in {len(videos)} videos; {out}')
 
 # %% ../../nbs/cli/97_localize.ipynb #381695b2
@@ -394,10 +395,5 @@ def evaluate_captions(
     ] = None,  # as its help says
 ) -> None:
     "Print METEOR of captions at the overlaps 0.3, 0.5, 0.7 and 0.9, and its mean."
-    told = plain_names(captioning.read_captions(captions))
-    report(
-        captioning.dense_scores(
-            told, [plain_names(captioning.read_captions(f)) for f in references]
-        ),
-        out,
-    )
+    told = plain_names(read_captions(captions))
+    report(dense_scores(told, [plain_names(read_captions(f)) for f in references]), out)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SEEDS', 'LENGTHS', 'THRESHOLDS', 'READERS', 'TABLE', 'STATEMENTS', 'Task', 'painted', 'trained_encoder', 'clip_of',
            'features_of', 'examples_of', 'standardised', 'precision_of_length', 'measures', 'named_correctly',
-           'judge_features', 'called', 'Row', 'shown', 'detection_card', 'localize_run', 'rows', 'run_rows']
+           'judge_features', 'called', 'Row', 'shown', 'detection_card', 'probe_card', 'localize_run', 'rows',
+           'run_rows']
 
 # %% ../../nbs/experiments/88_localization.ipynb #834a6bce
 import json
@@ -25,8 +26,8 @@ from ..core.files import InputError
 from ..core.results import load_run, save_run
 from ..digits.moving_digits import MovingDigits
 from ..digits.untrimmed import Script, UntrimmedDigits
-from .tables import MAIN, Run, encoder, execute, missing, suites
-from ..learning.train import part, read_checkpoint, write_checkpoint
+from .tables import MAIN, suites
+from ..learning.train import read_checkpoint, write_checkpoint
 from ..localize.bmn import DETECTIONS
 from vidrepro.localize.detect import (
     SMALL,
@@ -48,8 +49,11 @@ from vidrepro.localize.metrics import (
     match,
     summary,
 )
-from ..models.backbones import backbone
 from ..papers import tsp
+from ..papers.tsp_scores import score_backbone
+from ..runs import execute
+from ..runs.pool import missing
+from ..runs.run import Run
 
 # %% ../../nbs/experiments/88_localization.ipynb #457ab866
 @dataclass(frozen=True)
@@ -84,24 +88,11 @@ def painted(
 def trained_encoder(
     run: Run,  # whose encoder
     folder: Path,  # runs are kept here, one folder each
-    root: Path | None = None,  # folder of cards, should the run have to be executed
-    device: str | None = None,  # to execute it on
+    device: str | None = None,  # to train it on, should it not be finished
 ) -> nn.Module:  # clips to features, in evaluation mode
-    "The encoder of a run, which is executed first if it was not finished."
-    if not run.config.steps:
-        return encoder(run)
-    path = Path(folder) / run.name / 'checkpoint.safetensors'
-    done = path.is_file() and read_checkpoint(path, run.method)[1].get('step') == run.config.steps
-    if not done:
-        execute(run, Path(folder), device, quiet=True, root=root)
-    tensors, about = read_checkpoint(path, run.method)
-    wanted = dict(run.settings(), data=run.config.data)
-    if other := [k for k, v in wanted.items() if about['config'].get(k) != v]:
-        given = f'{other[0]} = {about["config"].get(other[0])!r}'
-        raise InputError(f'checkpoint {path}', given, f'{run.name} has {wanted[other[0]]!r}')
-    net = backbone(run.config.backbone)
-    net.load_state_dict(part(tensors, 'model.backbone.'))
-    return net.eval().to(memory_format=torch.channels_last_3d)
+    "The encoder of a run, which is trained first if it was not finished."
+    home = Path(folder) / run.name
+    return execute.train(run, home, device, quiet=True, beside=folder).encoder()
 
 # %% ../../nbs/experiments/88_localization.ipynb #28703d48
 def clip_of(
@@ -118,7 +109,6 @@ def features_of(
     run: Run,  # whose encoder
     task: Task,  # videos
     folder: Path,  # of the runs; features are kept in `features` there
-    root: Path | None = None,  # folder of cards, should the run have to be executed
     device: str | None = None,  # to encode on
 ) -> dict[str, list[Float32[np.ndarray, '_ d']]]:  # by part, one array a video
     "Features of all videos of a task, from the file if they are there."
@@ -130,11 +120,11 @@ def features_of(
             return {
                 p: [tensors[f'{p}.{k}'].numpy() for k in range(getattr(task, p))] for p in SEEDS
             }
-    net, tensors = trained_encoder(run, folder, root, device).to(device or 'cpu'), {}
+    net, tensors = trained_encoder(run, folder, device).to(device or 'cpu'), {}
     for p in SEEDS:
         source = painted(task, p, cfg.size)
         for k, length in enumerate(source.lengths.tolist()):
-            starts = torch.arange(0, length - tsp.clip_span(cfg) + 1, task.every)
+            starts = torch.arange(0, length - cfg.clip.span + 1, task.every)
             tensors[f'{p}.{k}'] = tsp.features_at(net, source, k, starts, cfg)
     write_checkpoint(file, tensors, about)
     return features_of(run, task, folder)
@@ -326,12 +316,11 @@ def shown(
 def detection_card(
     row: Row,  # with a detector
     folder: Path,  # runs are kept here
-    root: Path | None = None,  # folder of cards
     device: str | None = None,  # to encode on
 ) -> tuple[dict, dict, list, dict]:  # metrics, protocol, curve, example
     "Features, detector, measures."
-    task, span = row.task, tsp.clip_span(clip_of(row.encoder))
-    rows = features_of(row.encoder, task, folder, root, device)
+    task, span = row.task, clip_of(row.encoder).clip.span
+    rows = features_of(row.encoder, task, folder, device)
     train, test = (examples_of(painted(task, p), rows[p], task.every, span) for p in SEEDS)
     values, chance, model, found = judge_features(row.reader, train, test, row.seed, row.config)
     about = dict(
@@ -347,6 +336,19 @@ def detection_card(
     return values, protocol, model.rows, dict(example=shown(found, test))
 
 # %% ../../nbs/experiments/88_localization.ipynb #52d807d3
+def probe_card(
+    row: Row,  # without a detector
+    folder: Path,  # runs are kept here
+    device: str | None = None,  # to encode on
+) -> tuple[dict, dict, list, dict]:  # metrics, protocol, no curve, nothing else
+    "What features know of untrimmed videos, by TSP's own measures."
+    net, cfg = trained_encoder(row.encoder, folder, device), clip_of(row.encoder)
+    cfg = replace(cfg, root=row.root)
+    scores = score_backbone(net.to(device or 'cpu'), cfg, partial(tsp.videos, cfg))
+    metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
+    return metrics, {s.name: dict(s.protocol, chance=s.chance, n=s.n) for s in scores}, [], {}
+
+
 def localize_run(
     row: Row,  # encoder, reader, seed
     folder: Path,  # runs and features are kept here
@@ -354,31 +356,13 @@ def localize_run(
     device: str | None = None,  # to encode on; the detector learns on the processor
 ) -> dict:  # the card
     "Read an encoder's features, score, write the card."
-    begin, extra = time.perf_counter(), {}
-    if row.reader == 'probe':
-        net, cfg = (
-            trained_encoder(row.encoder, folder, root, device),
-            replace(clip_of(row.encoder), root=row.root),
-        )
-        scores = tsp.score_backbone(net.to(device or 'cpu'), cfg, partial(tsp.videos, cfg))
-        metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
-        protocol, curve = {s.name: dict(s.protocol, chance=s.chance, n=s.n) for s in scores}, []
-    else:
-        metrics, protocol, curve, extra = detection_card(row, folder, root, device)
+    begin = time.perf_counter()
+    card = probe_card if row.reader == 'probe' else detection_card
+    metrics, protocol, curve, extra = card(row, folder, device)
     data = {p: painted(row.task, p).describe() for p in SEEDS} if extra else {}
-    save_run(
-        row.name,
-        row.settings(),
-        metrics,
-        curve,
-        seed=row.seed,
-        protocol=protocol,
-        data=data,
-        device=device or 'cpu',
-        seconds=time.perf_counter() - begin,
-        root=root,
-        **extra,
-    )
+    about = dict(seed=row.seed, protocol=protocol, data=data, device=device or 'cpu')
+    about |= dict(seconds=time.perf_counter() - begin, root=root)
+    save_run(row.name, row.settings(), metrics, curve, **about, **extra)
     return load_run(row.name, row.settings(), root)
 
 # %% ../../nbs/experiments/88_localization.ipynb #56da6fa1
@@ -389,7 +373,7 @@ TABLE = [  # encoders, readers
     (('tsp/tiny/step-4', 'tsp/tiny/step-16', 'tsp/tiny/random'), ('bmn',)),
     (('tsp/tiny/region-only', 'tsp/tiny/seconds-4', 'tsp/tiny/seconds-16'), ('bmn',)),
     (('tec/tiny/full',), ('gtad',)),
-    (('tsp/tiny/twice',), ('bmn', 'gtad')),
+    (('tsp/tiny/tac-actions-only',), ('bmn', 'gtad')),
 ]
 
 
@@ -429,151 +413,46 @@ def run_rows(
 
 # %% ../../nbs/experiments/88_localization.ipynb #d514ca69
 STATEMENTS = [  # name, row ahead, other row, metric, source, text
-    (
-        'detection',
-        'tsp-gtad',
-        'tac-gtad',
-        'unnamed mAP',
-        'paper',
-        'G-TAD finds actions better with TSP features than with TAC on the same videos.',
-    ),
-    ('detection-bmn', 'tsp-bmn', 'tac-bmn', 'unnamed mAP', 'paper', 'So does BMN.'),
-    (
-        'named',
-        'tsp-bmn',
-        'tac-bmn',
-        'mAP',
-        'ours',
-        'BMN with TSP features also wins where the features must name the actions.',
-    ),
-    ('named-gtad', 'tsp-gtad', 'tac-gtad', 'mAP', 'ours', 'So does G-TAD.'),
-    (
-        'proposals',
-        'tsp-bmn',
-        'tac-bmn',
-        'AUC',
-        'paper',
-        'BMN proposes segments better with TSP features.',
-    ),
-    (
-        'without-global',
-        'no-gvf-bmn',
-        'tac-bmn',
-        'unnamed mAP',
-        'paper',
-        'Without the global feature TSP features beat TAC already.',
-    ),
-    (
-        'global',
-        'tsp-bmn',
-        'no-gvf-bmn',
-        'unnamed mAP',
-        'paper',
-        'The global feature helps detection.',
-    ),
-    (
-        'target',
-        'tac-bmn',
-        'start-bmn',
-        'unnamed mAP',
-        'paper',
-        'TAC on the target videos beats the start from trimmed ones.',
-    ),
-    (
-        'fair',
-        'tsp-bmn',
-        'start-bmn',
-        'unnamed mAP',
-        'a reader',
-        'TSP beats the encoder that it starts from.',
-    ),
-    ('short', 'tsp-bmn', 'tac-bmn', 'unnamed mAP, short', 'paper', 'TSP helps with short actions.'),
-    (
-        'long',
-        'tsp-bmn',
-        'tac-bmn',
-        'unnamed mAP, long',
-        'ours',
-        'TSP helps with long actions, too.',
-    ),
-    (
-        'names',
-        'tac-bmn',
-        'tsp-bmn',
-        'segments named',
-        'ours',
-        'TSP pays with the names of actions.',
-    ),
-    (
-        'both-heads',
-        'tsp-bmn',
-        'region-only-bmn',
-        'unnamed mAP',
-        'paper',
-        'The region head alone is not enough.',
-    ),
-    (
-        'twice',
-        'twice-gtad',
-        'tac-gtad',
-        'mAP',
-        'ours, after the first runs',
-        'With as many looks at actions as TAC has, TSP wins with names, too.',
-    ),
-    (
-        'twice-bmn',
-        'twice-bmn',
-        'tac-bmn',
-        'mAP',
-        'ours, after the first runs',
-        'So it does in the hands of BMN.',
-    ),
-    (
-        'self-supervised',
-        'tsp-bmn',
-        'tec-bmn',
-        'unnamed mAP',
-        'ours',
-        'Labels in time are worth more than time-equivariance without labels.',
-    ),
-    (
-        'self-supervised-tac',
-        'tac-bmn',
-        'tec-bmn',
-        'unnamed mAP',
-        'ours',
-        'So are labels of actions alone.',
-    ),
-    (
-        'learns',
-        'tsp-bmn',
-        'random-bmn',
-        'unnamed mAP',
-        'sanity',
-        'TSP features beat those of a random encoder.',
-    ),
-    (
-        'short-clips',
-        'step-4-bmn',
-        'step-16-bmn',
-        'unnamed mAP, short',
-        'a reader',
-        'Short clips find short actions better than long clips.',
-    ),
-    (
-        'long-clips',
-        'step-16-bmn',
-        'step-4-bmn',
-        'unnamed mAP, long',
-        'a reader',
-        'Long clips find long actions better than short clips.',
-    ),
-    (
-        'looks',
-        'seconds-16-bmn',
-        'seconds-4-bmn',
-        'unnamed mAP',
-        'a reader',
-        'More looks at the same seconds help detection.',
-    ),
-]
+    ('detection', 'tsp-gtad', 'tac-gtad', 'unnamed mAP', 'paper',
+     'G-TAD finds actions better with TSP features than with TAC on the same videos.'),
+    ('detection-bmn', 'tsp-bmn', 'tac-bmn', 'unnamed mAP', 'paper',
+     'So does BMN.'),
+    ('named', 'tsp-bmn', 'tac-bmn', 'mAP', 'ours',
+     'BMN with TSP features also wins where the features must name the actions.'),
+    ('named-gtad', 'tsp-gtad', 'tac-gtad', 'mAP', 'ours',
+     'So does G-TAD.'),
+    ('proposals', 'tsp-bmn', 'tac-bmn', 'AUC', 'paper',
+     'BMN proposes segments better with TSP features.'),
+    ('without-global', 'no-gvf-bmn', 'tac-bmn', 'unnamed mAP', 'paper',
+     'Without the global feature TSP features beat TAC already.'),
+    ('global', 'tsp-bmn', 'no-gvf-bmn', 'unnamed mAP', 'paper',
+     'The global feature helps detection.'),
+    ('target', 'tac-bmn', 'start-bmn', 'unnamed mAP', 'paper',
+     'TAC on the target videos beats the start from trimmed ones.'),
+    ('fair', 'tsp-bmn', 'start-bmn', 'unnamed mAP', 'a reader',
+     'TSP beats the encoder that it starts from.'),
+    ('short', 'tsp-bmn', 'tac-bmn', 'unnamed mAP, short', 'paper',
+     'TSP helps with short actions.'),
+    ('long', 'tsp-bmn', 'tac-bmn', 'unnamed mAP, long', 'ours',
+     'TSP helps with long actions, too.'),
+    ('names', 'tsp-bmn', 'tac-bmn', 'segments named', 'ours',
+     'TSP features name actions as well as or better than those of TAC.'),
+    ('both-heads', 'tsp-bmn', 'region-only-bmn', 'unnamed mAP', 'paper',
+     'The region head alone is not enough.'),
+    ('looks', 'tac-actions-only-gtad', 'tac-gtad', 'mAP', 'ours',
+     'Leaving background out, TAC looks at actions more often and names them better.'),
+    ('looks-bmn', 'tac-actions-only-bmn', 'tac-bmn', 'mAP', 'ours',
+     'So it does in the hands of BMN.'),
+    ('self-supervised', 'tsp-bmn', 'tec-bmn', 'unnamed mAP', 'ours',
+     'Labels in time are worth more than time-equivariance without labels.'),
+    ('self-supervised-tac', 'tac-bmn', 'tec-bmn', 'unnamed mAP', 'ours',
+     'So are labels of actions alone.'),
+    ('learns', 'tsp-bmn', 'random-bmn', 'unnamed mAP', 'sanity',
+     'TSP features beat those of a random encoder.'),
+    ('short-clips', 'step-4-bmn', 'step-16-bmn', 'unnamed mAP, short', 'a reader',
+     'Short clips find short actions better than long clips.'),
+    ('long-clips', 'step-16-bmn', 'step-4-bmn', 'unnamed mAP, long', 'a reader',
+     'Long clips find long actions better than short clips.'),
+    ('looks', 'seconds-16-bmn', 'seconds-4-bmn', 'unnamed mAP', 'a reader',
+     'More looks at the same seconds help detection.'),
+]  # fmt: skip

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..core.files import atomic
 from ..digits.moving_digits import MOTIONS, MovingDigits
 from ..evaluation.retrieval import examples, neighbours, panel
-from .tables import features, videos
+from ..runs.scores import features
+from ..runs.videos import videos
 
 # %% ../../nbs/experiments/86_report.ipynb #15ed26d5
 def motions_figure(
@@ -202,7 +203,7 @@ def write_report(
     "Write the page; return its first sentence."
     train, test = videos(cfg, 'train'), videos(cfg, 'test')
     seen = {
-        t: [features(net, cfg, s, n_clips=4).mean(1) for s in (train, test)]
+        t: [features(net, cfg.clip, s, n_clips=4).mean(1) for s in (train, test)]
         for t, net in encoders.items()
     }
     answer, few = headline(cards), test.subset(torch.arange(min(600, len(test))))

@@ -4,32 +4,28 @@
 
 # %% auto #0
 __all__ = ['weighted_map', 'layers', 'gradcam', 'class_target', 'retrieval_target', 'similarity_target', 'upsample', 'area',
-           'widen', 'energy_inside', 'pointing_game', 'map_similarity', 'rank_correlation', 'overlay', 'contact_sheet',
-           'write_video', 'network_input', 'two_clips', 'explain_video']
+           'widen', 'energy_inside', 'map_similarity', 'rank_correlation', 'overlay', 'contact_sheet', 'write_video',
+           'two_clips', 'looked_at', 'draw_video', 'explain_video']
 
 # %% ../../nbs/explain/34_gradcam.ipynb #25aca2fd
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.figure import Figure
 from PIL import Image
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from ..clips.contract import Clip, cut, scaled, view
 from ..clips.sampling import uniform_clips
-from ..clips.transforms import normalize
+from ..clips.transforms import center_crop
 from ..core.files import InputError, atomic
-from ..data.video import probe, read_clips
+from ..evaluation.probes import evaluating
 
 # %% ../../nbs/explain/34_gradcam.ipynb #ab530e79
 def weighted_map(
@@ -41,43 +37,34 @@ def weighted_map(
     weights = reduce(gradient.to(kind), 'b c t h w -> b c 1 1 1', 'mean')
     return F.relu((weights * features.to(kind)).sum(1))
 
-# %% ../../nbs/explain/34_gradcam.ipynb #5aff46d8
-@contextmanager
-def _evaluating(
-    model: nn.Module,  # any network
-) -> Iterator[None]:  # for the length of a block
-    "Every module in evaluation mode, and back as it was."
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-
 # %% ../../nbs/explain/34_gradcam.ipynb #b5cc14f2
+def _noted(
+    found: dict,  # filled with the names of layers, in the order in which they finish
+    name: str,  # of the layer
+) -> Callable:  # a forward hook
+    "Note a layer whose output is a map."
+
+    def hook(module, inputs, output):
+        is_map = isinstance(output, Tensor) and output.ndim in (4, 5)
+        if is_map and output.shape[-2:].numel() > 1:
+            found.pop(name, None)
+            found[name] = None
+
+    return hook
+
+# %% ../../nbs/explain/34_gradcam.ipynb #b5cc14f3
 def layers(
     model: nn.Module,  # any clip network
     clips: Float[Tensor, "b c t h w"] | None = None,  # a sample; none: 8 grey frames of 64 x 64
 ) -> list[str]:  # module names in the order they finish; the last one is the default of `gradcam`
     "Modules whose output is a map with more than one cell a frame."
-    found = {}
-
-    def note(name):
-        def hook(module, inputs, output):
-            is_map = isinstance(output, Tensor) and output.ndim in (4, 5)
-            if is_map and output.shape[-2:].numel() > 1:
-                found.pop(name, None)
-                found[name] = None
-
-        return hook
-
-    place = next((p.device for p in model.parameters()), torch.device('cpu'))
-    sample = torch.zeros(1, 3, 8, 64, 64, device=place) if clips is None else clips[:1]
-    handles = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name]
+    found, handles = {}, []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(_noted(found, name)))
     try:
-        with _evaluating(model), torch.no_grad():
-            model(sample)
+        with evaluating(model) as place, torch.no_grad():
+            model(torch.zeros(1, 3, 8, 64, 64, device=place) if clips is None else clips[:1])
     finally:
         for handle in handles:
             handle.remove()
@@ -99,6 +86,21 @@ def _joined(
     raise InputError(f'layer {name}', given, remedy)
 
 # %% ../../nbs/explain/34_gradcam.ipynb #4d4d7e71
+def _kept(
+    maps: list[Tensor],  # filled with the outputs of the layer
+    name: str,  # of the layer
+) -> Callable:  # a forward hook
+    "Cut the network at a layer: keep what comes out, let a copy go on."
+
+    def keep(module, inputs, output):
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise InputError(f'layer {name}', type(output).__name__, 'name one that returns a map')
+        maps.append(output.detach().requires_grad_())
+        return maps[-1].clone()
+
+    return keep
+
+# %% ../../nbs/explain/34_gradcam.ipynb #4d4d7e72
 def _gradient_at(
     model: nn.Module,  # any clip network
     clips: Float[Tensor, "b c t h w"],  # network input
@@ -107,16 +109,9 @@ def _gradient_at(
 ) -> tuple[list[Tensor], list[Tensor]]:  # outputs of the layer, and the gradient at each
     "Run once forward, and backward down to one layer."
     maps = []
-
-    def keep(module, inputs, output):
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise InputError(f'layer {name}', type(output).__name__, 'name one that returns a map')
-        maps.append(output.detach().requires_grad_())
-        return maps[-1].clone()
-
-    handle = dict(model.named_modules())[name].register_forward_hook(keep)
+    handle = model.get_submodule(name).register_forward_hook(_kept(maps, name))
     try:
-        with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             score = target(model(clips.clone()))
             if score.shape != clips.shape[:1]:
                 raise InputError('target', tuple(score.shape), f'return {len(clips)} scores')
@@ -140,9 +135,8 @@ def gradcam(
     known = [name for name, _ in model.named_modules() if name]
     if layer and layer not in known:
         some = ', '.join(layers(model, clips)[-4:]) or 'none'
-        raise InputError(
-            'layer', repr(layer), f'name a module of the network; its last maps: {some}'
-        )
+        remedy = f'name a module of the network; its last maps: {some}'
+        raise InputError('layer', repr(layer), remedy)
     name = layer or next(reversed(layers(model, clips)), '')
     if not name:
         remedy = 'give a network with a convolution stage, or larger clips'
@@ -238,20 +232,6 @@ def energy_inside(
     total = cam.sum((1, 2, 3))
     return torch.where(total > 0, (cam * mask).sum((1, 2, 3)) / total, area(mask).to(total))
 
-# %% ../../nbs/explain/34_gradcam.ipynb #4e34fd69
-def pointing_game(
-    cam: Float[Tensor, "b t h w"],  # maps, at the size of the mask
-    mask: Bool[Tensor, "b t h w"],  # pixels of the object
-    tolerance: int = 0,  # pixels by which a hit may miss
-) -> Float[
-    Tensor, "b"
-]:  # share of largest values that hit; chance is `area(widen(mask, tolerance))`
-    "Is the largest value on the object?"
-    _same_shape(cam, mask, 'mask')
-    largest = cam == cam.amax((1, 2, 3), keepdim=True)
-    hits = largest & widen(mask, tolerance)
-    return hits.sum((1, 2, 3)) / largest.sum((1, 2, 3))
-
 # %% ../../nbs/explain/34_gradcam.ipynb #6af08ed5
 def map_similarity(
     cam: Float[Tensor, "b t h w"],  # maps
@@ -267,6 +247,8 @@ def rank_correlation(
     other: Float[Tensor, "b t h w"],  # other maps of the same clips
 ) -> Float[Tensor, "b"]:  # in [-1, 1]; 0 if one map is constant
     "Spearman's correlation: do two maps put the places of a clip in the same order?"
+    from scipy.stats import rankdata
+
     _same_shape(cam, other, 'other')
     ranks = (rankdata(x.flatten(1).double().cpu().numpy(), axis=1) for x in (cam, other))
     a, b = (torch.from_numpy(r - r.mean(1, keepdims=True)) for r in ranks)
@@ -280,6 +262,8 @@ def overlay(
     colours: str = 'inferno',  # a Matplotlib colour map, best a perceptually uniform one
 ) -> UInt8[Tensor, "*b 3 t h w"]:  # RGB frames
     "Maps in colour over grey frames, each scaled by its maximum over the clip."
+    import matplotlib
+
     _same_shape(cam, clips.select(-4, 0), 'frames')
     peak = cam.amax((-3, -2, -1), keepdim=True)
     share = (cam / peak.clamp(min=torch.finfo(cam.dtype).tiny)).float().cpu()
@@ -290,6 +274,25 @@ def overlay(
     return ((1 - opacity) * grey + opacity * colour).round().to(torch.uint8)
 
 # %% ../../nbs/explain/34_gradcam.ipynb #295d0a0e
+def _strips(
+    clips: UInt8[Tensor, "b 3 t h w"],  # RGB frames
+    cam: Float[Tensor, "b t h w"],  # their maps
+    shown: Int[Tensor, "n"],  # which frames
+) -> UInt8[Tensor, "b y x 3"]:  # one picture a clip
+    "Frames side by side, with a white margin, above their overlays."
+    pair = torch.stack([clips.cpu(), overlay(clips, cam)], 1)[:, :, :, shown]
+    return rearrange(F.pad(pair, (1, 1, 1, 1), value=255), 'b r c t h w -> b (r h) (t w) c')
+
+# %% ../../nbs/explain/34_gradcam.ipynb #295d0a10
+def _outline(
+    ax: Any,  # Matplotlib axes that show a strip
+    mask: Bool[Tensor, "t h w"],  # pixels to outline, of the frames of the strip
+) -> None:
+    "A line around the object, in the frames and in the overlays."
+    line = rearrange(F.pad(mask.float(), (1, 1, 1, 1)), 't h w -> h (t w)').repeat(2, 1)
+    ax.contour(line.cpu().numpy(), [0.5], colors='cyan', linewidths=0.6)
+
+# %% ../../nbs/explain/34_gradcam.ipynb #295d0a0f
 def contact_sheet(
     clips: UInt8[Tensor, "b 3 t h w"],  # RGB frames
     cam: Float[Tensor, "b t h w"],  # their maps, at the size of the frames
@@ -297,27 +300,26 @@ def contact_sheet(
     mask: Bool[Tensor, "b t h w"] | None = None,  # pixels to outline
     frames: int = 4,  # of each clip, from first to last
     across: int = 1,  # clips side by side
-) -> Figure:  # frames above, overlay below
+) -> Any:  # a Matplotlib figure: frames above, overlay below
     "Clips and their maps, the object outlined."
+    from matplotlib.figure import Figure
+
     if not len(titles) == len(clips) == len(cam):
         raise InputError('titles', f'{len(titles)} for {len(clips)} clips', 'give one a clip')
     shown = torch.linspace(0, clips.shape[2] - 1, min(frames, clips.shape[2])).round().long()
-    pair = torch.stack([clips.cpu(), overlay(clips, cam)], 1)[:, :, :, shown]
-    strips = rearrange(F.pad(pair, (1, 1, 1, 1), value=255), 'b r c t h w -> b (r h) (t w) c')
-    rows, (high, wide) = -(-len(clips) // across), strips.shape[1:3]
+    strips, rows = _strips(clips, cam, shown), -(-len(clips) // across)
+    high, wide = strips.shape[1:3]
     zoom = max(1.0, 48 / clips.shape[-2])
     size = across * wide * zoom / 80, rows * (high * zoom + 18) / 80
     figure = Figure(size, dpi=80, layout='compressed')
     axes = figure.subplots(rows, across, squeeze=False).ravel()
-    for ax, strip, title in zip(axes, strips, titles):
-        ax.imshow(strip.numpy(), interpolation='nearest')
-        ax.set_title(title, fontsize=8, pad=2)
-    if mask is not None:
-        for ax, m in zip(axes, mask[:, shown].cpu()):
-            outline = rearrange(F.pad(m.float(), (1, 1, 1, 1)), 't h w -> h (t w)').repeat(2, 1)
-            ax.contour(outline.numpy(), [0.5], colors='cyan', linewidths=0.6)
     for ax in axes:
         ax.axis('off')
+    for i, (ax, strip, title) in enumerate(zip(axes, strips, titles)):
+        ax.imshow(strip.numpy(), interpolation='nearest')
+        ax.set_title(title, fontsize=8, pad=2)
+        if mask is not None:
+            _outline(ax, mask[i, shown])
     return figure
 
 # %% ../../nbs/explain/34_gradcam.ipynb #92ebb1e5
@@ -350,6 +352,8 @@ def _write_mp4(
     fps: float,  # frames a second
 ) -> None:
     "H.264 that every player shows."
+    import av
+
     odd = [(0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)]
     pictures = np.pad(pictures, odd, mode='edge')
     with av.open(str(path), 'w') as file:
@@ -360,31 +364,32 @@ def _write_mp4(
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
         file.mux(stream.encode())
 
-# %% ../../nbs/explain/34_gradcam.ipynb #d0e89d85
-def network_input(
-    clips: UInt8[Tensor, "b 3 t h w"],  # RGB
-) -> Float[Tensor, "b 3 t h w"]:  # in [0, 1], then normalised
-    "What the networks of this book are fed with."
-    return normalize(clips.float() / 255)
-
 # %% ../../nbs/explain/34_gradcam.ipynb #b881cd72
 def two_clips(
     path: str | Path,  # a video file
-    frames: int,  # of each clip
-    stride: int,  # video frames from one clip frame to the next
-    size: int,  # side of the square, pixels
+    clip: Clip,  # what the network is shown
 ) -> tuple[
     Int[Tensor, "n t"], UInt8[Tensor, "n 3 t h w"], float
-]:  # frame numbers, RGB, frames a second
-    "The first and the last clip of a video, once if they are the same, cut to the central square."
+]:  # frame numbers, RGB as a source hands it out, frames a second
+    "The first and the last clip of a video, once if they are the same."
+    from vidrepro.data.video import probe, read_clips
+
     info = probe(path)
-    lengths = torch.tensor([info.frames])
-    numbers = uniform_clips(lengths, frames, stride, 2)[0].unique(dim=0)
-    scale = size / min(info.height, info.width)
-    high, wide = max(size, round(info.height * scale)), max(size, round(info.width * scale))
-    top, left = (high - size) // 2, (wide - size) // 2
-    clips = read_clips(path, numbers, (high, wide))
-    return numbers, clips[..., top : top + size, left : left + size], info.fps / stride
+    step = info.fps / clip.rate if clip.rate else 1.0  # frames from one sample to the next
+    lengths = torch.tensor([int(info.frames / step)])
+    samples = uniform_clips(lengths, clip.frames, clip.stride, 2)[0].unique(dim=0)
+    numbers = (samples * step + 1e-6).long()
+    clips = cut(read_clips(path, numbers, scaled(clip, info.height, info.width)), clip)
+    return numbers, clips, info.fps / step / clip.stride
+
+# %% ../../nbs/explain/34_gradcam.ipynb #25c3a9e8
+def looked_at(
+    clips: UInt8[Tensor, "n 3 t h w"],  # as a source hands them out
+    clip: Clip,  # what the network is shown
+) -> UInt8[Tensor, "n 3 t s s"]:  # the square that the network sees, before it is normalized
+    "The part of a frame that a map lies over."
+    side = clip.size if clip.picture == 'released' else min(clips.shape[3:])
+    return center_crop(clips, (side, side))
 
 # %% ../../nbs/explain/34_gradcam.ipynb #5274d8d1
 def _question(
@@ -409,7 +414,6 @@ def _question(
 # %% ../../nbs/explain/34_gradcam.ipynb #9e0af3ea
 def _check(
     out: str | Path,  # folder to write to
-    size: int,  # side of the network input, pixels
     target: str,  # what to explain
     film: str,  # kind of film
 ) -> None:
@@ -417,43 +421,51 @@ def _check(
     for what, value, good, remedy in (
         ('target', repr(target), target in ('similarity', 'class'), "use 'similarity' or 'class'"),
         ('film', repr(film), film in ('gif', 'mp4'), "use 'gif' or 'mp4'"),
-        ('size', size, size >= 8, 'give at least 8 pixels'),
         ('folder to write to', out, not Path(out).is_file(), 'it is a file: name a folder'),
     ):
         if not good:
             raise InputError(what, value, remedy)
+
+# %% ../../nbs/explain/34_gradcam.ipynb #aeabcd43
+def draw_video(
+    stem: Path,  # of the files to write
+    clips: UInt8[Tensor, "n 3 t h w"],  # RGB
+    cam: Float[Tensor, "n t h w"],  # in [0, 1]
+    titles: Sequence[str],  # one a clip
+    film: str,  # 'gif' or 'mp4'
+    fps: float,  # frames a second
+) -> list[Path]:  # the picture and the film
+    "A contact sheet and a film of frames beside their maps."
+    files = [stem.with_name(f'{stem.name}.gradcam.{end}') for end in ('png', film)]
+    with atomic(files[0]) as temp:
+        contact_sheet(clips, cam, titles, frames=8).savefig(temp)
+    scene = rearrange([clips, overlay(clips, cam)], 's n c t h w -> c t (n h) (s w)')
+    zoom = max(1, 112 // clips.shape[3])
+    write_video(files[1], scene.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), fps)
+    return files
 
 # %% ../../nbs/explain/34_gradcam.ipynb #4fd615dc
 def explain_video(
     network: nn.Module,  # network input -> embeddings, or logits for `target='class'`
     path: str | Path,  # a video file
     out: str | Path,  # folder to write to
-    frames: int = 16,  # of each clip
-    stride: int = 1,  # video frames from one clip frame to the next
-    size: int = 112,  # side of the network input, pixels
+    clip: Clip,  # what the network is shown
     target: str = 'similarity',  # 'similarity' of two clips of the video, or 'class'
     layer: str = '',  # module path; empty: the last map
     classes: Sequence[str] = (),  # names of the classes, for the titles
     film: str = 'gif',  # 'gif' or 'mp4'
-    prepare: Callable[[Tensor], Tensor] = network_input,  # RGB clips -> network input
 ) -> list[Path]:  # the picture and the film: NAME.gradcam.png, NAME.gradcam.gif
     "Explain two clips of a video in a contact sheet and a film."
-    _check(out, size, target, film)
-    numbers, clips, fps = two_clips(path, frames, stride, size)
+    _check(out, target, film)
+    numbers, clips, fps = two_clips(path, clip)
     if target == 'similarity' and len(clips) < 2:
-        needed = f'two different clips need {(frames - 1) * stride + 2}'
-        remedy = f'{needed}: ask for fewer frames or a smaller stride'
+        needed = f'two different clips need {(clip.frames - 1) * clip.stride + 2}'
+        remedy = f'{needed}: give a longer video'
         raise InputError(f'video {path}', f'{int(numbers.max()) + 1} frames', remedy)
-    place = next((p.device for p in network.parameters()), torch.device('cpu'))
-    x = prepare(clips).to(place)
-    with _evaluating(network), torch.no_grad():
+    x, clips = view(clips, clip), looked_at(clips, clip)
+    with evaluating(network) as place, torch.no_grad():
+        x = x.to(place)
         score, titles = _question(network(x), target, classes)
     cam = upsample(gradcam(network, x, score, layer).cpu(), clips.shape[2:])
     titles = [f'from frame {n[0]}: {title}' for n, title in zip(numbers.tolist(), titles)]
-    files = [Path(out) / f'{Path(path).stem}.gradcam.{end}' for end in ('png', film)]
-    with atomic(files[0]) as temp:
-        contact_sheet(clips, cam, titles, frames=8).savefig(temp)
-    scene = rearrange([clips, overlay(clips, cam)], 's n c t h w -> c t (n h) (s w)')
-    zoom = max(1, 112 // size)
-    write_video(files[1], scene.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), fps)
-    return files
+    return draw_video(Path(out) / Path(path).stem, clips, cam, titles, film, fps)

@@ -34,7 +34,6 @@ from tqdm import tqdm
 from ..clips.transforms import KINETICS_MEAN, KINETICS_STD
 from ..core.files import InputError, atomic
 from ..data.clock import FAR, slack
-from ..data.scan import SEEN, list_videos
 from ..data.shards import file_hash
 from ..data.video import Converter, VideoError, decode_frames, frame_times, packet_index
 from ..evaluation.probes import evaluating
@@ -353,29 +352,11 @@ def inputs(
     root: str | Path | None = None,  # folder that listed paths start from; default: beside the list
 ) -> tuple[Path, list[str]]:  # folder, and paths below it, each once
     "The videos that are meant; they need not exist yet."
-    source = Path(source)
-    if source.is_dir():
-        root, paths = source, list_videos(source)
-    elif not source.is_file():
-        raise InputError('videos', source, 'give a folder, a list, a CSV or a video that exists')
-    elif source.suffix.lower() in SEEN:
-        root, paths = source.parent, [source.name]
-    elif source.suffix.lower() == '.csv':
-        table = pd.read_csv(source, dtype=str, keep_default_na=False)
-        if 'filename' not in table:
-            raise InputError(f'CSV {source}', list(table), 'needs a column filename')
-        paths = list(table.filename)
-    else:
-        lines = [line.strip() for line in source.read_text(encoding='utf-8').splitlines()]
-        named = lambda line: Path(line).suffix.lower() in SEEN
-        paths = [
-            line if named(line) else line.rpartition(' ')[0].strip() or line
-            for line in lines
-            if line
-        ]
-    if not paths:
-        raise InputError('videos', f'{source}: none', f'known endings are {" ".join(sorted(SEEN))}')
-    return Path(root or source.parent), list(dict.fromkeys(paths))
+    found = find(source, root)
+    if not found.paths:
+        known = f'known endings are {" ".join(sorted(ENDINGS))}'
+        raise InputError('videos', f'{source}: none', known)
+    return found.root, found.paths
 
 # %% ../../nbs/features/74_extract.ipynb #ff6309e6
 def feature_names(

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..core.files import InputError
 from ..core.random import generator
-from ..data.datasets import read_activitynet
+from ..data.annotations import read_activitynet
 from ..learning.train import part, read_checkpoint, write_checkpoint
 from . import bmn, gtad
 from .bmn import DETECTIONS, PROPOSALS, Reading, Scores, Targets, loss, read_maps

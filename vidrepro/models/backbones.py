@@ -20,6 +20,17 @@ from torchvision.models.video import resnet
 from ..core.files import InputError
 
 # %% ../../nbs/models/22_backbones.ipynb #d7e91210
+def _shortcut(
+    c_in: int,  # channels that come in
+    c_out: int,  # channels that go out
+    stride: int | tuple[int, int, int],  # of the block
+) -> nn.Module:  # the identity where nothing changes its shape
+    "What a block adds its branch to: x', Eq. (2)."
+    if c_in == c_out and _triple(stride) == (1, 1, 1):
+        return nn.Identity()
+    return nn.Sequential(nn.Conv3d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm3d(c_out))
+
+# %% ../../nbs/models/22_backbones.ipynb #c7e3352d
 class Block(nn.Module):
     "Basic residual block, Eq. (2); its kernels see `time` frames."
 
@@ -32,12 +43,7 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm3d(c_out)
         self.conv2 = nn.Conv3d(c_out, c_out, kernel, 1, pad, bias=False)
         self.norm2 = nn.BatchNorm3d(c_out)
-        same = c_in == c_out and _triple(stride) == (1, 1, 1)
-        self.skip = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv3d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm3d(c_out))
-        )
+        self.skip = _shortcut(c_in, c_out, stride)
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c2 t2 h2 w2"]:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -50,19 +56,15 @@ class TinyR3D(nn.Module):
     def __init__(self, width: int = 16, time: int = 3):
         super().__init__()
         w, stride = width, (2 if time > 1 else 1, 2, 2)
-        self.dim = 8 * w
-        self.stem = nn.Sequential(
-            nn.Conv3d(3, w, (time, 5, 5), (1, 2, 2), (time // 2, 2, 2), bias=False),
-            nn.BatchNorm3d(w),
-            nn.ReLU(),
-        )
+        self.dim, kernel, pad = 8 * w, (time, 5, 5), (time // 2, 2, 2)
+        first = nn.Conv3d(3, w, kernel, (1, 2, 2), pad, bias=False)
+        self.stem = nn.Sequential(first, nn.BatchNorm3d(w), nn.ReLU())
         self.layer1 = Block(w, 2 * w, stride, time)
         self.layer2 = Block(2 * w, 4 * w, stride, time)
         self.layer3 = Block(4 * w, 8 * w, stride, time)
 
     def forward(self, x: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d"]:
-        x = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        return x.mean((2, 3, 4))
+        return self.layer3(self.layer2(self.layer1(self.stem(x)))).mean((2, 3, 4))
 
 # %% ../../nbs/models/22_backbones.ipynb #5f24dfd5
 def middle(
@@ -81,21 +83,15 @@ class Conv2Plus1D(resnet.Conv2Plus1D):
 
 # %% ../../nbs/models/22_backbones.ipynb #7316bf57
 def r2plus1d(
-    blocks: tuple[int, int, int, int] = (
-        2,
-        2,
-        2,
-        2,
-    ),  # residual blocks of the four stages; 18 layers
-    widths: str = 'conv',  # who has a middle width: each 'conv' (Caffe2), or each 'block' (torchvision)
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2),  # residual blocks of the four stages
+    widths: str = 'conv',  # who has a middle width: 'conv' (Caffe2), or 'block' (torchvision)
 ) -> nn.Module:  # torchvision's `VideoResNet`, with its classifier `fc`
     "R(2+1)D of basic blocks, under either rule for the middle width."
     makers = {'conv': Conv2Plus1D, 'block': resnet.Conv2Plus1D}
     if widths not in makers:
         raise InputError('widths', repr(widths), "use 'conv' or 'block'")
-    return resnet.VideoResNet(
-        resnet.BasicBlock, [makers[widths]] * 4, list(blocks), resnet.R2Plus1dStem
-    )
+    convolutions = [makers[widths]] * 4
+    return resnet.VideoResNet(resnet.BasicBlock, convolutions, list(blocks), resnet.R2Plus1dStem)
 
 # %% ../../nbs/models/22_backbones.ipynb #b28cfd1c
 def r2plus1d_34() -> nn.Module:  # `VideoResNet`, with its classifier `fc`
@@ -112,26 +108,20 @@ class Bottleneck(nn.Module):
 
     def __init__(self, c_in: int, width: int, stride: int = 1):
         super().__init__()
-        space, c_out = (1, stride, stride), 4 * width
-        self.conv1, self.bn1 = nn.Conv3d(c_in, width, 1, bias=False), nn.BatchNorm3d(width)
-        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), space, (0, 1, 1), bias=False)
-        self.conv2_t, self.bn2 = (
-            nn.Conv3d(width, width, (3, 1, 1), 1, (1, 0, 0), bias=False),
-            nn.BatchNorm3d(width),
-        )
-        self.conv3, self.bn3 = nn.Conv3d(width, c_out, 1, bias=False), nn.BatchNorm3d(c_out)
-        self.downsample = (
-            None
-            if c_in == c_out
-            else nn.Sequential(nn.Conv3d(c_in, c_out, 1, space, bias=False), nn.BatchNorm3d(c_out))
-        )
+        space, c, c_out = (1, stride, stride), width, 4 * width
+        conv = partial(nn.Conv3d, bias=False)
+        self.conv1, self.bn1 = conv(c_in, c, 1), nn.BatchNorm3d(c)
+        self.conv2 = conv(c, c, (1, 3, 3), space, (0, 1, 1))
+        self.conv2_t, self.bn2 = conv(c, c, (3, 1, 1), 1, (1, 0, 0)), nn.BatchNorm3d(c)
+        self.conv3, self.bn3 = conv(c, c_out, 1), nn.BatchNorm3d(c_out)
+        shortcut = lambda: nn.Sequential(conv(c_in, c_out, 1, space), nn.BatchNorm3d(c_out))
+        self.downsample = None if c_in == c_out else shortcut()
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c2 t h2 w2"]:
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2_t(self.conv2(y))))
-        return F.relu(
-            self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x))
-        )
+        short = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.bn3(self.conv3(y)) + short)
 
 # %% ../../nbs/models/22_backbones.ipynb #99e88fba
 class P3DResNet50(nn.Module):
@@ -144,11 +134,8 @@ class P3DResNet50(nn.Module):
         self.bn1, self.pool = nn.BatchNorm3d(c), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         for stage, (count, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512)), 1):
             first = Bottleneck(c, width, 1 if stage == 1 else 2)
-            setattr(
-                self,
-                f'layer{stage}',
-                nn.Sequential(first, *(Bottleneck(4 * width, width) for _ in range(count - 1))),
-            )
+            rest = (Bottleneck(4 * width, width) for _ in range(count - 1))
+            setattr(self, f'layer{stage}', nn.Sequential(first, *rest))
             c = 4 * width
         for m in self.modules():
             if isinstance(m, nn.Conv3d):
@@ -159,37 +146,35 @@ class P3DResNet50(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3, 4))
 
 # %% ../../nbs/models/22_backbones.ipynb #10280951
+def _conv_per_frame(m: nn.Conv2d) -> nn.Conv3d:
+    "The convolution that does the same to each frame."
+    sizes = (1, *m.kernel_size), (1, *m.stride), (0, *m.padding), (1, *m.dilation)
+    new = nn.Conv3d(m.in_channels, m.out_channels, *sizes, m.groups, m.bias is not None)
+    state = m.state_dict()
+    new.load_state_dict(state | {'weight': state['weight'][:, :, None]})
+    return new
+
+# %% ../../nbs/models/22_backbones.ipynb #3edb0d3f
+def _layer_per_frame(m: nn.Module) -> nn.Module:
+    "The 3D namesake of a layer; a module of several is gone through."
+    if isinstance(m, nn.Conv2d):
+        return _conv_per_frame(m)
+    if isinstance(m, nn.BatchNorm2d):
+        new = nn.BatchNorm3d(m.num_features, m.eps, m.momentum)
+        new.load_state_dict(m.state_dict())
+        return new
+    if isinstance(m, nn.MaxPool2d):
+        kernel, stride, pad = map(_pair, (m.kernel_size, m.stride, m.padding))
+        return nn.MaxPool3d((1, *kernel), (1, *stride), (0, *pad))
+    return nn.AdaptiveAvgPool3d(1) if isinstance(m, nn.AdaptiveAvgPool2d) else per_frame(m)
+
+# %% ../../nbs/models/22_backbones.ipynb #4ba31e64
 def per_frame(
     net: nn.Module,  # a 2D network whose forward ends in an adaptive pool; changed in place
 ) -> nn.Module:  # the same network on `b c t h w`, averaged over frames by that pool
     "Exchange every 2D layer for the 3D layer that does the same to each frame."
     for name, m in net.named_children():
-        if isinstance(m, nn.Conv2d):
-            new = nn.Conv3d(
-                m.in_channels,
-                m.out_channels,
-                (1, *m.kernel_size),
-                (1, *m.stride),
-                (0, *m.padding),
-                (1, *m.dilation),
-                m.groups,
-                m.bias is not None,
-            )
-            new.load_state_dict(
-                {k: v[:, :, None] if k == 'weight' else v for k, v in m.state_dict().items()}
-            )
-        elif isinstance(m, nn.BatchNorm2d):
-            new = nn.BatchNorm3d(m.num_features, m.eps, m.momentum)
-            new.load_state_dict(m.state_dict())
-        elif isinstance(m, nn.MaxPool2d):
-            new = nn.MaxPool3d(
-                (1, *_pair(m.kernel_size)), (1, *_pair(m.stride)), (0, *_pair(m.padding))
-            )
-        elif isinstance(m, nn.AdaptiveAvgPool2d):
-            new = nn.AdaptiveAvgPool3d(1)
-        else:
-            new = per_frame(m)
-        setattr(net, name, new.train(m.training))
+        setattr(net, name, _layer_per_frame(m).train(m.training))
     return net
 
 # %% ../../nbs/models/22_backbones.ipynb #a2bf30f9
@@ -210,19 +195,6 @@ def inflate(
     return new
 
 # %% ../../nbs/models/22_backbones.ipynb #18ad1254
-BACKBONES = (
-    'tiny',
-    'r3d_18',
-    'r2plus1d_18',
-    'r2plus1d_34',
-    'r2plus1d_50',
-    'tiny_2d',
-    'resnet_18_2d',
-    'resnet_50_2d',
-)
-_OURS = dict(
-    tiny=TinyR3D, tiny_2d=partial(TinyR3D, time=1), r2plus1d_34=r2plus1d_34, r2plus1d_50=P3DResNet50
-)
 _THEIRS = dict(
     r3d_18=(tv.r3d_18, tv.R3D_18_Weights),
     r2plus1d_18=(tv.r2plus1d_18, tv.R2Plus1D_18_Weights),
@@ -230,30 +202,38 @@ _THEIRS = dict(
     resnet_50_2d=(images.resnet50, images.ResNet50_Weights),
 )
 
+
+def _theirs(name: str, weights: str | None) -> nn.Module:
+    "A network of torchvision's, with its weights or none."
+    make, known = _THEIRS[name]
+    if weights and weights not in known.__members__:
+        remedy = f"use one of {', '.join(known.__members__)}"
+        raise InputError(f'weights of {name}', repr(weights), remedy)
+    return make(weights=weights and known[weights])
+
+# %% ../../nbs/models/22_backbones.ipynb #f0b7c7ea
+_OURS = dict(
+    tiny=TinyR3D, tiny_2d=partial(TinyR3D, time=1), r2plus1d_34=r2plus1d_34, r2plus1d_50=P3DResNet50
+)
+BACKBONES = (
+    *('tiny', 'r3d_18', 'r2plus1d_18', 'r2plus1d_34', 'r2plus1d_50'),
+    *('tiny_2d', 'resnet_18_2d', 'resnet_50_2d'),
+)  # of clips, of pictures
+
 # %% ../../nbs/models/22_backbones.ipynb #c09b95f5
 def backbone(
     name: str,  # one of `BACKBONES`
-    weights: str
-    | None = None,  # member of torchvision's weights enum, e.g. `KINETICS400_V1`; none: random
+    weights: str | None = None,  # of torchvision's enum, e.g. `KINETICS400_V1`; none: random
 ) -> nn.Module:  # maps `b 3 t h w` to `b d`; its `dim` is d
     "A video encoder without classifier."
     if name not in BACKBONES:
         raise InputError('backbone', repr(name), f"use one of {', '.join(BACKBONES)}")
     if weights and name in _OURS:
-        raise InputError(
-            'weights',
-            repr(weights),
-            f"torchvision has none for {name!r}: leave it empty, or read a file with load_weights",
+        remedy = (
+            f'torchvision has none for {name!r}: leave it empty, or read a file with load_weights'
         )
-    if name in _OURS:
-        model = _OURS[name]()
-    else:
-        make, known = _THEIRS[name]
-        if weights and weights not in known.__members__:
-            raise InputError(
-                f'weights of {name}', repr(weights), f"use one of {', '.join(known.__members__)}"
-            )
-        model = make(weights=weights and known[weights])
+        raise InputError('weights', repr(weights), remedy)
+    model = _OURS[name]() if name in _OURS else _theirs(name, weights)
     if hasattr(model, 'fc'):
         model.dim, model.fc = model.fc.in_features, nn.Identity()
     return per_frame(model) if name.startswith('resnet') else model

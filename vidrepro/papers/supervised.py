@@ -15,33 +15,29 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..clips.sampling import random_clips
-from ..learning.train import Recipe
+from ..learning.recipe import Recipe
 from ..learning.views import augment
-from ..models.backbones import backbone
+from ..models.checkpoints import pretrained
 
 # %% ../../nbs/papers/39_supervised.ipynb #d0e85c86
 @dataclass(frozen=True)
 class Config(Recipe):
     "Settings of supervised training."
 
-    classes: int = 12  # number of classes
+    classes: int = 12  # number of classes; 0: as many as the videos have
 
 
 PRESETS = {
     'tiny': Config(),
     'gpu': Config(
-        videos=20_000,
-        frames=16,
-        size=112,
-        length=256,
-        backbone='r3d_18',
-        batch=128,
-        steps=3000,
-        warmup=200,
-        precision='bf16',
+        videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
+        steps=3000, warmup=200, precision='bf16',
     ),
-    'real': Config(data='weizmann', classes=10, size=64, batch=24, steps=400, stride=2, flip=0.5),
-}
+    'real': Config(
+        data='weizmann', classes=10, size=64, picture='frame', resize=(64, 85), batch=24,
+        steps=400, stride=2, flip=0.5,
+    ),
+}  # fmt: skip
 
 # %% ../../nbs/papers/39_supervised.ipynb #1718ee55
 @dataclass
@@ -64,7 +60,7 @@ class Classifier(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.backbone = backbone(cfg.backbone, cfg.weights or None)
+        self.backbone = pretrained(cfg.backbone, cfg.weights)
         self.head = nn.Linear(self.backbone.dim, cfg.classes)
 
     def forward(self, clips: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b k"]:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ..clips.sampling import TecTuples, tec_tuples
 from ..core.files import InputError
+from ..core.settings import require_choices
 from ..learning.distributed import gather, my_rows
 from ..learning.losses import contrast
-from ..learning.train import Recipe, apply, require_choices
+from ..learning.recipe import Recipe
+from ..learning.train import apply
 from ..learning.views import augment
-from ..models.backbones import backbone
+from ..models.checkpoints import pretrained
 from ..models.heads import mlp
 
 # %% ../../nbs/papers/40_tec.ipynb #0d371c0b
@@ -94,7 +96,7 @@ class TEC(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.backbone = backbone(cfg.backbone, cfg.weights or None)
+        self.backbone = pretrained(cfg.backbone, cfg.weights)
         d, h = self.backbone.dim, cfg.hidden
         self.psi, self.phi = mlp(2 * d, h, cfg.dim), mlp(d, h, cfg.dim)
         self.speed, self.direction = mlp(d, h, len(cfg.speeds)), mlp(d, h, 2)
@@ -229,45 +231,18 @@ def loss(
 PRESETS = {
     'tiny': Config(),
     'gpu': Config(
-        videos=20_000,
-        frames=16,
-        size=112,
-        length=256,
-        backbone='r3d_18',
-        batch=128,
-        steps=3000,
-        lr=1e-3,
-        warmup=200,
-        precision='bf16',
-        hidden=1024,
+        videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
+        steps=3000, lr=1e-3, warmup=200, precision='bf16', hidden=1024,
     ),
     'real': Config(
-        data='weizmann',
-        frames=8,
-        stride=2,
-        size=64,
-        speeds=(1, 2, 4),
-        batch=24,
-        steps=400,
-        flip=0.5,
+        data='weizmann', frames=8, stride=2, size=64, picture='frame', resize=(64, 85),
+        speeds=(1, 2, 4), batch=24, steps=400, flip=0.5,
     ),
     'paper': Config(
-        data='ucf101',
-        frames=16,
-        size=112,
-        backbone='r3d_18',
-        batch=64,
-        steps=30_000,
-        lr=3e-4,
-        warmup=1000,
-        weight_decay=1e-4,
-        precision='bf16',
-        workers=8,
-        hidden=1024,
-        flip=0.5,
-        hue=0.1,
+        data='ucf101', frames=16, size=112, backbone='r3d_18', batch=64, steps=30_000, lr=3e-4,
+        warmup=1000, weight_decay=1e-4, precision='bf16', workers=8, hidden=1024, flip=0.5, hue=0.1,
     ),
-}
+}  # fmt: skip
 
 # %% ../../nbs/papers/40_tec.ipynb #f2b60735
 TWIN = dict(temporal='invariant', spatial='invariant')

@@ -12,13 +12,22 @@ import time
 import pytest
 import torch
 
-from vidrepro.core.files import InputError
+from vidrepro.cli.train import train as train_command
+from vidrepro.core.files import InputError, locked
 from vidrepro.core.results import list_runs, load_run
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
 from vidrepro.experiments import tables as suites
-from vidrepro.experiments.tables import Run, encoder, execute, grid, missing, pick_preset, run_suite
-from vidrepro.learning.train import read_checkpoint
+from vidrepro.experiments.tables import grid
 from vidrepro.papers import supervised, tec
+from vidrepro.runs import execute as runs_execute
+from vidrepro.runs import pool as runs_pool
+from vidrepro.runs import videos as runs_videos
+from vidrepro.runs.execute import execute, train
+from vidrepro.runs.methods import pick_preset
+from vidrepro.runs.pool import missing, run_suite
+from vidrepro.runs.run import Run, fill, open_run
+from vidrepro.runs.scores import features, score
+from vidrepro.runs.videos import videos
 
 TINY = pick_preset('tec', 'tiny', steps=2, videos=24, length=64, batch=8, hidden=16, dim=8)
 ABSOLUTE = re.compile(r'"(?:/|[A-Za-z]:\\)')
@@ -126,18 +135,8 @@ class TestTables:
 @pytest.fixture
 def small(monkeypatch):
     "Few videos to score on; those to train on are as few as the settings say."
-    real = suites.videos
-    monkeypatch.setattr(
-        suites,
-        'videos',
-        lambda cfg, part: (
-            real(cfg, part)
-            if part == 'pretrain'
-            else MovingDigits(
-                n=60, seed=1 if part == 'train' else 2, split=part, size=cfg.size, length=cfg.length
-            )
-        ),
-    )
+    few = {'pretrain': (0, 0, 'train'), 'train': (60, 1, 'train'), 'test': (60, 2, 'test')}
+    monkeypatch.setattr(runs_videos, 'PAINTED', few)
 
 
 class TestExecute:
@@ -167,37 +166,33 @@ class TestExecute:
         "No step: no checkpoint, and the scores of the weights that the seed makes."
         run = Run('tec/tiny/random-s0', 'tec', dataclasses.replace(TINY, steps=0))
         card = execute(run, tmp_path / 'runs', 'cpu', quiet=True, root=tmp_path / 'cards')
-        assert card['curve'] == [] and not list(tmp_path.rglob('*.safetensors'))
-        scores = suites.score(suites.trained(run), 'tec', run.config)
+        assert card['curve'] == [] and open_run(tmp_path / 'runs' / run.name).record['step'] == 0
+        scores = score(fill(run), run)
         assert {s.name: s.value for s in scores} == {
             k: pytest.approx(v['value']) for k, v in card['metrics'].items()
         }
         other = Run('b', 'tec', dataclasses.replace(TINY, steps=0, seed=1))
-        assert any(
-            (a != b).any() for a, b in zip(encoder(run).parameters(), encoder(other).parameters())
-        )
+        assert any((a != b).any() for a, b in zip(fill(run).parameters(), fill(other).parameters()))
 
     def test_files(self, tmp_path, clips):
         "A folder of videos: train and test share nothing, and the card keeps the folder's name only."
         cfg = on_files(clips)
-        parts = {p: set(suites.videos(cfg, p).items.path) for p in ('pretrain', 'train', 'test')}
-        assert (
-            parts['pretrain'] == parts['train']
-            and not parts['train'] & parts['test']
-            and len(parts['test']) == 4
-        )
+        parts = {p: set(videos(cfg, p).items.path) for p in ('pretrain', 'train', 'test')}
+        assert parts['pretrain'] == parts['train'] and not parts['train'] & parts['test']
         card = execute(Run('own', 'tec', cfg), tmp_path, 'cpu', quiet=True, root=tmp_path / 'cards')
         assert card['config']['data'] == 'clips' and not ABSOLUTE.search(json.dumps(card))
         assert card['metrics'].keys() == card['protocol'].keys() >= {'R@1', 'SVM'}
-        kept = read_checkpoint(tmp_path / 'own' / 'checkpoint.safetensors', 'tec')[1]['config']
-        assert kept == {**card['config'], 'data': str(clips)}  # to be found again on this machine
-        assert card['protocol']['SVM']['n'] == 4 and card['protocol']['SVM']['chance'] == 0.5
+        saved = open_run(tmp_path / 'own')
+        assert saved.run.config.data == str(clips)  # to be found again on this machine
+        assert str(clips) not in json.dumps(saved.record)  # but not in the checkpoint
+        assert len(saved.seen()) == len(parts['train'])
+        assert card['protocol']['SVM']['n'] == len(parts['test'])
 
     def test_nothing_is_written_before_the_end(self, tmp_path, small, monkeypatch):
         def broken(*_):
             raise RuntimeError('no score')
 
-        monkeypatch.setattr(suites, 'score', broken)
+        monkeypatch.setattr(runs_execute, 'score', broken)
         with pytest.raises(RuntimeError, match='no score'):
             execute(Run('x', 'tec', TINY), tmp_path, 'cpu', quiet=True, root=tmp_path / 'cards')
         assert (
@@ -247,7 +242,7 @@ class TestProcesses:
             and not ABSOLUTE.search(json.dumps(card))
         )
         words = (tmp_path / 'runs' / 'tec' / 'bad' / 'output.txt').read_text()
-        assert 'the data hold 12 videos' in words.strip().splitlines()[-1]
+        assert 'use a smaller batch' in words.strip().splitlines()[-1]
         assert missing([good, bad], tmp_path / 'cards') == [bad]
 
     @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -268,8 +263,8 @@ class TestProcesses:
             os.kill(os.getpid(), number)
             return []
 
-        monkeypatch.setattr(suites, 'start', begin)
-        monkeypatch.setattr(suites, 'look_after', stopped)
+        monkeypatch.setattr(runs_pool, 'start', begin)
+        monkeypatch.setattr(runs_pool, 'look_after', stopped)
         with pytest.raises(KeyboardInterrupt):
             run_suite(
                 [Run(n, 'tec', TINY) for n in ('a', 'b', 'c')],
@@ -281,22 +276,33 @@ class TestProcesses:
         assert sorted(p.name for p in tmp_path.glob('?')) == ['a', 'b']
 
 
-def test_encoder_of_another_method(tmp_path, small):
+def test_a_folder_belongs_to_one_run(tmp_path, small):
     run = Run('x', 'tec', TINY)
-    execute(run, tmp_path, 'cpu', quiet=True, root=tmp_path / 'cards')
-    with pytest.raises(InputError, match="give one of method 'supervised'"):
-        encoder(
-            Run('x', 'supervised', supervised.PRESETS['tiny']),
-            tmp_path / 'x' / 'checkpoint.safetensors',
-        )
+    train(run, tmp_path / 'x', 'cpu', quiet=True)
+    other = Run('x', 'supervised', supervised.PRESETS['tiny'])
+    with pytest.raises(InputError, match='method'):
+        train(other, tmp_path / 'x', 'cpu', quiet=True)
+    with locked(tmp_path / 'x'), pytest.raises(InputError, match='another process'):
+        train(run, tmp_path / 'x', 'cpu', quiet=True)
+
+
+def test_command_and_table_give_the_same_weights(tmp_path, small):
+    "Bit for bit: `vidrepro train` and `vidrepro run` call one function."
+    few = [
+        f'{k}={getattr(TINY, k)}' for k in ('steps', 'videos', 'length', 'batch', 'hidden', 'dim')
+    ]
+    train_command('tec', folder=tmp_path / 'command', device='cpu', threads=1, set_=few)
+    execute(Run('table', 'tec', TINY), tmp_path, 'cpu', quiet=True, root=tmp_path / 'cards')
+    one, two = (open_run(tmp_path / n).network().state_dict() for n in ('command', 'table'))
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
 
 
 def test_features_do_not_depend_on_the_batch():
     cfg = dataclasses.replace(TINY, frames=4)
     source = MovingDigits(n=6, size=32, length=32)
-    network = encoder(Run('x', 'tec', cfg))
-    together = suites.features(network, cfg, source, n_clips=2)
+    network = fill(Run('x', 'tec', cfg)).backbone
+    together = features(network, cfg.clip, source, n_clips=2)
     alone = torch.cat(
-        [suites.features(network, cfg, source.subset([i]), n_clips=2) for i in range(6)]
+        [features(network, cfg.clip, source.subset([i]), n_clips=2) for i in range(6)]
     )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)

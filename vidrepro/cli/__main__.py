@@ -1,0 +1,3 @@
+from vidrepro.cli.main import main
+
+main()
