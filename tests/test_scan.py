@@ -269,7 +269,7 @@ def test_lost_process_is_a_row(videos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('fps', [5, 12.5, 29.97, 60])
 def test_copies_show_what_was_on_screen(tmp_path, fps):
-    "Eq. (1) against a search, for a rate that varies: stretches of 20 to 170 ms."
+    "Eq. (1) against a search, for a rate that varies: stretches of 20 to 170 ms, half a tick late."
     ticks = np.cumsum([0, 33, 33, 170, 20, 20, 34, 33, 90, 33, 41, 60, 33, 100, 33]).tolist()
     (tmp_path / 'in').mkdir()
     write_gray(tmp_path / 'in/a.mkv', ticks)
@@ -286,7 +286,7 @@ def test_copies_show_what_was_on_screen(tmp_path, fps):
         read_clips(tmp_path / 'out/a.mp4', [range(info.frames)])[0].double().mean((0, 2, 3)) / 8
     )
     shown = [
-        max(i for i, tick in enumerate(ticks) if Fraction(tick, 1000) <= k / rate)
+        max(i for i, tick in enumerate(ticks) if Fraction(2 * tick - 1, 2000) <= k / rate)
         for k in range(info.frames)
     ]
     assert levels.round().int().tolist() == shown
