@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Root', 'Out', 'Name', 'Workers', 'Annotations', 'Fold', 'Endings', 'KNOWN', 'CORES', 'Bad', 'Format', 'Split',
-           'Shards', 'Trimmed', 'Size', 'Background', 'endings_of', 'list_command', 'card', 'print_lines',
+           'Shards', 'PICTURE', 'Trimmed', 'Size', 'Background', 'endings_of', 'list_command', 'card', 'print_lines',
            'print_check', 'check', 'summary', 'scan', 'standardize', 'open_source', 'pack', 'unpack', 'preview',
            'trimmed', 'compose']
 
@@ -255,12 +255,13 @@ def unpack(
     typer.echo(f'{len(sharding.unpack(shards, out))} files')
 
 # %% ../../nbs/cli/95_data.ipynb #b507cc86
+PICTURE = Path('preview.png')
+
+
 @app.command()
 def preview(
     root: Root,  # folder with videos
-    file: Annotated[Path, typer.Option(help='Picture to write, PNG.')] = Path(
-        'preview.png'
-    ),  # picture
+    file: Annotated[Path, typer.Option(help='Picture to write, PNG.')] = PICTURE,  # to write
     videos: Annotated[int, typer.Option(min=1, help='Videos, drawn at random.')] = 8,  # how many
     frames: Annotated[
         int, typer.Option(min=1, help='Frames of each, first to last.')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Videos', 'Folder', 'RunPath', 'Backbone', 'Weights', 'Root', 'Hop', 'Rate', 'Frames', 'Size', 'Picture',
-           'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'from_run', 'from_weights', 'pick_encoder', 'pick_clip',
-           'pick_shard', 'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
+           'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'GvfFile', 'from_run', 'from_weights', 'pick_encoder',
+           'pick_clip', 'pick_shard', 'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
 
 # %% ../../nbs/cli/96_features.ipynb #880121b0
 import os
@@ -107,6 +107,8 @@ Root = Annotated[
     Path | None,
     typer.Option(help='Folder that listed paths start from.', show_default='beside the list'),
 ]
+
+# %% ../../nbs/cli/96_features.ipynb #bff016cb
 Hop = Annotated[
     int, typer.Option('--hop', '--stride', min=1, help='Samples from one clip to the next.')
 ]
@@ -126,6 +128,8 @@ Picture = Annotated[
     typer.Option(help='Pictures: released or square.', show_default='released, or as the run'),
 ]
 OnShort = Annotated[str, typer.Option(help='Videos shorter than a clip: error, pad or skip.')]
+
+# %% ../../nbs/cli/96_features.ipynb #efc8c8a8
 Precision = Annotated[str, typer.Option(help='Arithmetic: fp32 or bf16.')]
 Batch = Annotated[
     int | None, typer.Option(min=1, help='Clips at a time.', show_default='32 on a GPU, 8 on a CPU')
@@ -141,6 +145,7 @@ Shard = Annotated[
         show_default='as accelerate launch says, else 0/1',
     ),
 ]
+GvfFile = Annotated[Path, typer.Option(help='HDF5 file to write.')]
 
 # %% ../../nbs/cli/96_features.ipynb #5ce7eb87
 def pick_shard(
@@ -292,9 +297,7 @@ def gvf(
     sources: Annotated[
         list[str], typer.Argument(help='Folders of features; or videos, which are extracted first.')
     ],  # as its help says
-    out: Annotated[Path, typer.Option(help='HDF5 file to write.')] = Path(
-        'gvf.h5'
-    ),  # as its help says
+    out: GvfFile = Path('gvf.h5'),  # as its help says
     kind: Annotated[
         str, typer.Option(help='max or mean over the clips.')
     ] = 'max',  # as its help says

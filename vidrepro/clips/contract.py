@@ -9,9 +9,7 @@ __all__ = ['PICTURES', 'Clip', 'scaled', 'cut', 'released', 'view']
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from .transforms import center_crop, normalize, resize
@@ -77,16 +75,31 @@ def cut(
         return clips
     return (released(clips, clip.resize) * 255).round().to(torch.uint8)
 
+# %% ../../nbs/clips/18_contract.ipynb #568357c7
+def _taps(
+    n_in: int,  # pixels of the source along this axis
+    n_out: int,  # pixels of the result
+    device: torch.device,  # of the pixels
+) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
+    "First and second source pixel of each pixel of the result, and the weight of the second."
+    scale = torch.tensor(n_in / n_out).double()  # rounded once, and the place once: as PyTorch does
+    place = (torch.arange(n_out).double() + 0.5) * scale.item() - 0.5
+    place = place.float().clamp(min=0).to(device)
+    low = place.long()
+    return low, (low + 1).clamp(max=n_in - 1), place - low
+
 # %% ../../nbs/clips/18_contract.ipynb #891de20c
 def released(
     clips: UInt8[Tensor, "b 3 t h w"],  # raw
     size: tuple[int, int],  # height and width
 ) -> Float[Tensor, "b 3 t {size[0]} {size[1]}"]:  # in [0, 1]
     "Bilinear resizing without antialiasing, as the authors of TSP do it."
-    x = rearrange(clips.float() / 255, 'b c t h w -> (b t) c h w')
-    if tuple(x.shape[2:]) != tuple(size):
-        x = F.interpolate(x, tuple(size), mode='bilinear', align_corners=False)
-    return rearrange(x, '(b t) c h w -> b c t h w', b=len(clips))
+    (top, bottom, down), (left, right, across) = (
+        _taps(n, m, clips.device) for n, m in zip(clips.shape[3:], size)
+    )
+    rows = (clips.index_select(3, place).float() for place in (top, bottom))
+    x = torch.lerp(*rows, down[:, None])
+    return torch.lerp(x.index_select(4, left), x.index_select(4, right), across) / 255
 
 # %% ../../nbs/clips/18_contract.ipynb #dfa4372c
 def view(

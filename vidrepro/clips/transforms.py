@@ -88,7 +88,7 @@ def resized_crop(
     top, left, height, width = boxes.unbind(1)
     rows = _axis_weights(top, height, x.shape[3], size[0])
     columns = _axis_weights(left, width, x.shape[4], size[1])
-    return _resample(x, rows, columns).clamp(0, 1)
+    return _resample(x, rows, columns).clamp_(0, 1)
 
 # %% ../../nbs/clips/17_transforms.ipynb #74dc5078
 def resize(
@@ -179,12 +179,12 @@ def adjust_color(
         return factor[:, None, None, None, None].to(x.dtype)
 
     if brightness is not None:
-        x = (broadcast(brightness) * x).clamp(0, 1)
+        x = (broadcast(brightness) * x).clamp_(0, 1)
     if contrast is not None:
         mean = luma(x).mean((2, 3, 4), keepdim=True)
-        x = torch.lerp(mean, x, broadcast(contrast)).clamp(0, 1)
+        x = torch.lerp(mean, x, broadcast(contrast)).clamp_(0, 1)
     if saturation is not None:
-        x = torch.lerp(luma(x), x, broadcast(saturation)).clamp(0, 1)
+        x = torch.lerp(luma(x), x, broadcast(saturation)).clamp_(0, 1)
     return x if hue is None else _turn_hue(x, broadcast(hue))
 
 # %% ../../nbs/clips/17_transforms.ipynb #8c3c5e5b
@@ -275,4 +275,4 @@ def normalize(
     column = (len(mean), 1, 1, 1)
     as_x = {'device': x.device, 'dtype': x.dtype}
     mean, std = (torch.tensor(v, **as_x).reshape(column) for v in (mean, std))
-    return (x - mean) / std
+    return (x - mean).div_(std)

@@ -141,7 +141,7 @@ def enter_folder(
         except OSError as error:
             walk.skip(path or '.', f'a folder that cannot be read: {error.strerror}')
 
-
+# %% ../../nbs/data/09_door.ipynb #c64a01a4
 def follow_link(
     walk: Walk,  # gets what is found
     path: str,  # of the link below the root
@@ -163,7 +163,7 @@ def follow_link(
     else:
         walk.take(path, real)
 
-# %% ../../nbs/data/09_door.ipynb #03286205
+# %% ../../nbs/data/09_door.ipynb #0bdd4822
 def walk_folder(
     root: str | Path,  # folder to search, with all folders in it
     endings: frozenset[str] = ENDINGS,  # of videos, in small letters; empty = every file
@@ -178,7 +178,7 @@ def walk_folder(
         follow_link(walk, *walk.links.pop())
     return sorted(walk.videos.values()), sorted(walk.passed)
 
-# %% ../../nbs/data/09_door.ipynb #dc72926a
+# %% ../../nbs/data/09_door.ipynb #8e975bca
 SPLITS = dict(
     train='train',
     training='train',
@@ -213,7 +213,7 @@ def from_folders(
         rows.append((path, names[0] if len(names) > 1 else '', '', split))
     return pd.DataFrame(rows, columns=ITEMS, dtype=str)
 
-# %% ../../nbs/data/09_door.ipynb #e790c11c
+# %% ../../nbs/data/09_door.ipynb #8c44bc3d
 MARKS = {
     codecs.BOM_UTF8: 'utf-8',
     codecs.BOM_UTF16_LE: 'utf-16-le',
@@ -240,7 +240,7 @@ def decode(
             return text, encoding
     raise InputError(what, f'{len(data)} bytes that are no text', 'save it as text in UTF-8')
 
-# %% ../../nbs/data/09_door.ipynb #8cf6f9d4
+# %% ../../nbs/data/09_door.ipynb #22cfa790
 HEADER = dict(
     path=('path', 'file', 'filename', 'video'),
     label=('label', 'class'),
@@ -268,7 +268,7 @@ def split_path(
     path, _, rest = line.partition(sep)
     return path.strip(), sep, rest
 
-# %% ../../nbs/data/09_door.ipynb #e5b1054b
+# %% ../../nbs/data/09_door.ipynb #b85a03c6
 def split_fields(
     rest: str,  # what stands behind the path
     sep: str,  # between fields
@@ -290,7 +290,7 @@ def split_fields(
         more.remove(split)
     return [label, split, *filter(None, more)]
 
-# %% ../../nbs/data/09_door.ipynb #8abcd437
+# %% ../../nbs/data/09_door.ipynb #2abcada4
 def header_of(
     line: str,  # first line of a list
 ) -> tuple[str, dict[str, int]] | None:  # separator and place of each column; nothing: no header
@@ -303,7 +303,7 @@ def header_of(
             return sep, columns
     return None
 
-
+# %% ../../nbs/data/09_door.ipynb #ecf3418f
 def list_rows(
     text: str,  # of a list
     what: object,  # where it comes from, for messages
@@ -331,7 +331,7 @@ def list_rows(
             rows.append((number, dict(zip(('path', 'label', 'split', 'group'), fields.values()))))
     return rows
 
-# %% ../../nbs/data/09_door.ipynb #0584b349
+# %% ../../nbs/data/09_door.ipynb #843ca8bc
 def parse_list(
     text: str,  # of a list
     what: object,  # where it comes from, for messages
@@ -355,7 +355,7 @@ def parse_list(
     table['split'] = [split_of(word) or word for word in table.split]
     return table
 
-# %% ../../nbs/data/09_door.ipynb #42c66812
+# %% ../../nbs/data/09_door.ipynb #b3882cfe
 def find_file(
     root: Path,  # folder that paths start from
     path: str,  # as a list has it
@@ -368,7 +368,7 @@ def find_file(
     top = os.path.abspath(root)
     return (there.relative_to(top) if there.is_relative_to(top) else there).as_posix()
 
-# %% ../../nbs/data/09_door.ipynb #4d3e6f80
+# %% ../../nbs/data/09_door.ipynb #6f66d9fb
 EDGE = 65536  # bytes
 
 
@@ -393,7 +393,7 @@ def content_hash(
     except OSError:
         return 0, ''
 
-# %% ../../nbs/data/09_door.ipynb #5caf119e
+# %% ../../nbs/data/09_door.ipynb #431c21c4
 def name_groups(
     items: pd.DataFrame,  # columns `ITEMS`
     group_by: str | Path,  # 'folder', a regular expression with one bracket, or a table of groups
@@ -418,7 +418,7 @@ def name_groups(
     found = map(pattern.search, items.path)
     return items.assign(group=[(match[1] or '') if match else '' for match in found])
 
-# %% ../../nbs/data/09_door.ipynb #0d05aeb2
+# %% ../../nbs/data/09_door.ipynb #5158a478
 def score(
     name: str,  # of a recording
 ) -> float:  # in [0, 1)
@@ -446,7 +446,7 @@ def recordings(
         above.update(dict.fromkeys(tops, first))
     return [top(name) for name in names]
 
-# %% ../../nbs/data/09_door.ipynb #f853c3d1
+# %% ../../nbs/data/09_door.ipynb #0df1339e
 @dataclass(eq=False)
 class Found:
     "Videos that were found, and what there is to say of the rest."
@@ -479,7 +479,7 @@ class Found:
         head = f'{plain(self.name)}: {count(self.manifest)}'
         return [head, *tell(self.passed), *shorten(self.notes, 5)]
 
-# %% ../../nbs/data/09_door.ipynb #809d7651
+# %% ../../nbs/data/09_door.ipynb #58c2c6ea
 def remarks_on(
     manifest: pd.DataFrame,  # columns `MANIFEST`
 ) -> list[str]:  # one line each
@@ -505,7 +505,7 @@ def remarks_on(
         notes.append(f'one class only, {videos.index[0]}: is this the right folder?')
     return [plain(note) for note in notes]
 
-# %% ../../nbs/data/09_door.ipynb #0c94ff09
+# %% ../../nbs/data/09_door.ipynb #9819a3cf
 def many(
     number: int,  # of things
     word: str,  # for one of them
@@ -523,7 +523,7 @@ def some(
     shown = [str(name) or "''" for name in list(names)[:most]]
     return 'e.g. ' * (len(names) > most) + ', '.join(shown)
 
-
+# %% ../../nbs/data/09_door.ipynb #3c5a8b5a
 def shorten(
     lines: list[str],  # to be printed
     most: int,  # lines to keep
@@ -546,7 +546,7 @@ def tell(
     ]
     return shorten(lines, 4)
 
-
+# %% ../../nbs/data/09_door.ipynb #bc04177d
 def count(
     manifest: pd.DataFrame,  # columns `MANIFEST`
 ) -> str:  # of videos, classes, recordings, splits, bytes
@@ -558,7 +558,7 @@ def count(
     splits = Counter(manifest.split[manifest.split != ''])
     return ', '.join([*words, *(f'{split} {number}' for split, number in sorted(splits.items()))])
 
-# %% ../../nbs/data/09_door.ipynb #33b468a5
+# %% ../../nbs/data/09_door.ipynb #bafae0bc
 def read_list(
     file: Path,  # a list or a table
     root: Path,  # folder that its paths start from
@@ -580,7 +580,7 @@ def read_list(
     passed = [(plain(path), 'listed twice') for path in items.path[twice]]
     return Found(file.stem, root, items[~twice].reset_index(drop=True), passed, remarks)
 
-
+# %% ../../nbs/data/09_door.ipynb #397cff57
 def find(
     source: str | Path,  # folder, list, table or one video
     root: str | Path | None = None,  # folder that listed paths start from; None = beside the list
@@ -600,7 +600,7 @@ def find(
         found = read_list(source, Path(root or source.parent))
     return replace(found, items=name_groups(found.items, group_by)) if group_by else found
 
-# %% ../../nbs/data/09_door.ipynb #9ddac1cb
+# %% ../../nbs/data/09_door.ipynb #5253021a
 def repair(
     labels: list[str],  # of all items
     units: list[str],  # recording of each
@@ -620,7 +620,7 @@ def repair(
         elif len(mine) > 1 and free and not training:
             verdicts[free[-1]] = 'train'
 
-
+# %% ../../nbs/data/09_door.ipynb #a8ce723d
 def assign_splits(
     manifest: pd.DataFrame,  # columns `MANIFEST`
     share: float = 0.25,  # of the recordings that are for the test, above 0 and below 1
@@ -637,7 +637,7 @@ def assign_splits(
     repair(manifest.label.tolist(), units, verdicts, set(given))
     return manifest.assign(split=[s or verdicts[u] for s, u in zip(manifest.split, units)])
 
-# %% ../../nbs/data/09_door.ipynb #66749dfc
+# %% ../../nbs/data/09_door.ipynb #28502cb2
 def fingerprint(
     manifest: pd.DataFrame,  # columns `MANIFEST`
 ) -> str:  # 16 hexadecimal digits
@@ -646,7 +646,7 @@ def fingerprint(
     text = '\n'.join('\t'.join(row) for row in rows)
     return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
 
-
+# %% ../../nbs/data/09_door.ipynb #ac63ec65
 def trained_on(
     manifest: pd.DataFrame,  # columns `MANIFEST`, to be tested on
     other: pd.DataFrame,  # columns `MANIFEST`, of which somebody trained on the split 'train'
@@ -655,7 +655,7 @@ def trained_on(
     train = other[other.split == 'train'] if (other.split != '').any() else other
     return manifest[manifest.hash.isin(set(train.hash) - {''})]
 
-
+# %% ../../nbs/data/09_door.ipynb #778b741b
 def write_manifest(
     manifest: pd.DataFrame,  # columns `MANIFEST`
     file: str | Path,  # CSV to be written
