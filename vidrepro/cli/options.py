@@ -26,7 +26,7 @@ def console(
     **settings: Any,  # of `rich.console.Console`
 ) -> Console:  # for the words of a command
     "A console that leaves paths alone."
-    plain = dict(markup=False, highlight=False, soft_wrap=True)
+    plain = dict(markup=False, highlight=False, soft_wrap=True, force_jupyter=False)
     wide = {} if sys.stdout.isatty() else dict(width=160)
     return Console(**plain | wide | settings)
 

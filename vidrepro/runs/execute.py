@@ -156,7 +156,8 @@ def refuse_other(
     now: dict,  # what is asked for
 ) -> None:
     "Say in which setting a checkpoint and a request differ."
-    for key in (k for k in {**was, **now} if was.get(k) != now.get(k)):
+    keys = dict.fromkeys(['method', *was, *now])  # another method has other settings, too
+    for key in (k for k in keys if was.get(k) != now.get(k)):
         given = f'{key} {was.get(key)!r} in {path}, {now.get(key)!r} asked'
         if key == 'videos':
             given = f'{path} of other videos'
