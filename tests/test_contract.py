@@ -92,7 +92,7 @@ def few_videos(monkeypatch):
 SMALL = {
     'tec': ['speeds=1,2', 'hidden=16', 'dim=8'],
     'provico': ['dim=16', 'samples=2', 'mine_after=1'],
-    'mcl': ['hidden=16', 'dim=8'],
+    'mcl': ['hidden=16'],
     'tsp': ['videos=6'],
     'supervised': [],
     'plugin': ['hidden=16', 'dim=8'],
