@@ -196,7 +196,7 @@ def open_source(
     if dataset is None:
         if annotations or split:
             raise InputError('options', '--annotations or --split', 'name the format by --dataset')
-        return from_folder(root, bad=bad)
+        return from_folder(root, bad=bad, splits=True)
     return present(load_dataset(dataset, root, split, annotations, fold, bad=bad))
 
 # %% ../../nbs/cli/95_data.ipynb #23d386c8

@@ -92,8 +92,8 @@ def opened(
 
     where = Path(cfg.data)
     if (where / SHARDS).is_file():
-        return open_shards(where)
-    if where.is_dir():
+        source = open_shards(where, bad=cfg.bad)
+    elif where.is_dir():
         source = from_folder(where, bad=cfg.bad, splits=True)
     elif where.is_file():
         source = from_list(where, cfg.root or None, bad=cfg.bad, splits=True)
