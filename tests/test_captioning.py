@@ -688,7 +688,7 @@ class TestEvaluator:
 @pytest.fixture(scope='module')
 def row():
     "A row that costs seconds: an untrained encoder, five videos."
-    run = Run('tsp/tiny/brief-s0', 'tsp', tsp.Config(videos=4, batch=4, trimmed=0, steps=0))
+    run = Run('tsp/tiny/brief-s0', 'tsp', tsp.Config(videos=4, batch=4, steps=0))
     proposer = replace(
         experiment.PROPOSER, length=16, epochs=1, base=16, proposal=8, joint=16, last=8, bins=4
     )

@@ -13,7 +13,7 @@ from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
 from vidrepro.data.annotations import write_activitynet
 from vidrepro.digits.moving_digits import MovingDigits, write_video
-from vidrepro.features.extract import Features, TimeAxis
+from vidrepro.features.settings import Features, TimeAxis
 from vidrepro.localize import detect as module
 from vidrepro.localize.detect import (
     PRESETS,

@@ -36,7 +36,7 @@ from vidrepro.runs.run import Run
 
 SMALL = Task(train=3, test=2)
 TOY = replace(READERS['bmn'], length=16, epochs=1, base=16, proposal=8, joint=16, last=8, bins=4)
-CONFIG = tsp.Config(videos=4, batch=4, trimmed=0, steps=2, warmup=1, region=0.0)
+CONFIG = tsp.Config(videos=4, batch=4, steps=2, warmup=1, region=0.0)
 
 
 @pytest.fixture(scope='module')

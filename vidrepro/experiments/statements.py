@@ -365,7 +365,7 @@ target | tac > start | action accuracy | a reader
     Training on the untrimmed videos beats the start from trimmed ones.
 action-cost | tac > tsp | action accuracy | ours
     TSP pays with accuracy on actions.
-looks | tac-actions-only > tac | action accuracy | ours
+actions-only | tac-actions-only > tac | action accuracy | ours
     Leaving the background out, TAC looks at actions more often and tells them apart better.
 both-heads | tsp > region-only | action accuracy | paper
     Without the action head actions are told apart less well.

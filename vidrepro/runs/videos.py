@@ -109,7 +109,9 @@ def videos(
     "The videos that a setting names, Moving Digits or real ones."
     if cfg.data == 'moving-digits':
         return painted(cfg, part)
-    return long_enough(opened(cfg).in_split('test' if part == 'test' else 'train'), cfg)
+    source = opened(cfg)
+    held = 'test' if 'test' in set(source.table.split) else 'val'  # sets without a test
+    return long_enough(source.in_split(held if part == 'test' else 'train'), cfg)
 
 # %% ../../nbs/runs/44_videos.ipynb #b57dbc71
 def videos_of(
