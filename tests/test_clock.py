@@ -21,7 +21,7 @@ from vidrepro.data.opening import opened
 from vidrepro.data.scan import look
 from vidrepro.data.shards import pack
 from vidrepro.data.video import VideoError, frame_times, packet_index, probe, read_clips, read_times
-from vidrepro.features.extract import Settings, extract
+from vidrepro.features.extract import extract
 
 EXAMPLES = settings(
     max_examples=300,
@@ -232,7 +232,7 @@ def test_features_note_and_refuse(tmp_path):
     write(tmp_path / 'videos' / 'mended.mkv', TRUTH, stamps=planted('again'))
     lost = [t - 4000 * (i % 3 == 1) for i, t in enumerate(TRUTH)]
     path = write(tmp_path / 'videos' / 'lost.mkv', TRUTH, stamps=lost)
-    report = extract(Mean(), tmp_path / 'videos', tmp_path / 'out', Settings(size=32))
+    report = extract(Mean(), tmp_path / 'videos', tmp_path / 'out')
     assert (
         report.done == ['mended.mkv']
         and '1 of 200 time stamps repaired' in report.notes['mended.mkv']
