@@ -223,7 +223,7 @@ for room in 'digits clips motion models learning evaluation explain papers'.spli
 import torch
 from vidrepro.digits.moving_digits import MovingDigits
 x = MovingDigits(24).clips(torch.arange(24), torch.arange(4).expand(24, 1, 4))
-print(tuple(x.shape), sorted({'matplotlib', 'torchvision', 'torch._dynamo'} & {*sys.modules}))
+print(tuple(x.shape), sorted({'matplotlib', 'seaborn', 'sklearn.manifold'} & {*sys.modules}))
 """
 
 

@@ -8,6 +8,7 @@ __all__ = ['app', 'Videos', 'Folder', 'RunPath', 'Backbone', 'Weights', 'Root', 
            'pick_clip', 'pick_shard', 'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
 
 # %% ../../nbs/cli/96_features.ipynb #880121b0
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated

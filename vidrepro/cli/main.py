@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'app', 'tsp_app', 'load_command', 'Lazy', 'tsp_options', 
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 import typer
@@ -37,7 +37,7 @@ COMMANDS = {  # name -> module of `vidrepro.cli`, function or group in it, one s
 # %% ../../nbs/cli/99_main.ipynb #2effea7f
 def load_command(
     name: str,  # a key of `COMMANDS`
-) -> click.Command:  # ready to be invoked
+) -> Any:  # command of typer's own click, ready to be invoked
     "Import a command."
     module, attribute, _ = COMMANDS[name]
     found = getattr(importlib.import_module(f'vidrepro.cli.{module}'), attribute)
@@ -56,7 +56,7 @@ class Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> Any:
         return load_command(name) if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -114,7 +114,7 @@ def doctor() -> None:
     from vidrepro.core.files import data_root
     from vidrepro.core.results import results_dir, versions
 
-    rows = {k: v for k, v in dict(vidrepro=__version__, **versions()).items() if v}
+    rows = {k: v for k, v in versions().items() if v}
     chip = torch.backends.cpu.get_cpu_capability()
     rows['processor'] = f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {chip}'
     gpu = torch.cuda.is_available()

@@ -114,7 +114,7 @@ def spoken(
 
 # %% ../../nbs/cli/93_options.ipynb #3fb6ea7d
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:  # nothing
     "Bad input inside the block ends the program with one line and an exit code."
     if hasattr(signal, 'SIGPIPE'):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `vidrepro ... | head` is no error
