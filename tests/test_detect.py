@@ -510,7 +510,7 @@ WRONG = dict(
     model='not a whole safetensors',
     labels="without 'wave'",
     subset='use one of training, validation',
-    device='use one of cpu',
+    device='use cpu',
 )
 WRONG |= {'foreign label': 'jump', 'other encoder': 'none.mp4'}
 

@@ -1,6 +1,7 @@
 "Features of an encoder, through a detector, to a card: what must hold whatever the encoder knows."
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -141,16 +142,16 @@ class TestAxis:
 
 
 class TestFeatures:
-    def test_unfinished_run_is_executed(self, home, monkeypatch):
+    def test_finished_run_is_loaded(self, home):
+        "A run that was trained is not trained again, nor taken for one with other settings."
         folder, run = home
-        longer, asked = replace(run, config=replace(run.config, steps=3)), []
-        monkeypatch.setattr(localization, 'execute', lambda r, *_, **__: asked.append(r.name))
-        with pytest.raises(InputError, match='steps = 2'):
-            trained_encoder(longer, folder)
-        with pytest.raises(InputError, match='no such file'):
-            trained_encoder(replace(run, name='tsp/tiny/new-s0'), folder)
-        trained_encoder(run, folder)
-        assert asked == [run.name, 'tsp/tiny/new-s0']
+        file = next((Path(folder) / run.name).glob('checkpoint*'))
+        before = file.stat().st_mtime_ns
+        first, again = (trained_encoder(run, folder).state_dict() for _ in range(2))
+        assert file.stat().st_mtime_ns == before
+        assert all(first[k].equal(again[k]) for k in first)
+        with pytest.raises(InputError, match='steps'):
+            trained_encoder(replace(run, config=replace(run.config, steps=3)), folder)
 
     def test_kept_and_renewed(self, home, monkeypatch):
         folder, run = home
@@ -165,7 +166,7 @@ class TestFeatures:
 
     def test_clip(self):
         other = Run('tec/tiny/full-s0', 'tec', tec.PRESETS['tiny'])
-        assert clip_of(other).frames == 8 and tsp.clip_span(clip_of(other)) == 16
+        assert clip_of(other).frames == 8 and clip_of(other).clip.span == 16
         assert clip_of(Run('tsp/tiny/step-16-s0', 'tsp', replace(CONFIG, frames=16))).frames == 16
 
 

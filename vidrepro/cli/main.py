@@ -77,12 +77,13 @@ root = typer.Typer(
 
 
 def print_version(
-    wanted: bool,  # whether the option was given
-) -> None:
+    wanted: bool | None,  # whether the option was given
+) -> bool:  # the same
     "The version, and nothing else."
     if wanted:
         print(__version__)
         raise typer.Exit
+    return bool(wanted)
 
 
 @root.callback()
