@@ -125,5 +125,5 @@ def test_data_cards(elsewhere):
 
 
 def test_command_line(elsewhere):
-    text = elsewhere('-m', 'vidrepro.cli.main', '--help')
+    text = elsewhere('-m', 'vidrepro', '--help')
     assert 'demo' in text and 'Traceback' not in text

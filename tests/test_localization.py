@@ -153,6 +153,14 @@ class TestFeatures:
         with pytest.raises(InputError, match='steps'):
             trained_encoder(replace(run, config=replace(run.config, steps=3)), folder)
 
+    def test_missing_run_is_trained(self, home):
+        folder, run = home
+        new = replace(run, name='tsp/tiny/new-s0')
+        assert not (Path(folder) / new.name).exists()
+        net, known = trained_encoder(new, folder, 'cpu'), trained_encoder(run, folder)
+        assert (Path(folder) / new.name / 'checkpoint.safetensors').is_file() and not net.training
+        assert all(v.equal(known.state_dict()[k]) for k, v in net.state_dict().items())
+
     def test_kept_and_renewed(self, home, monkeypatch):
         folder, run = home
         first = features_of(run, SMALL, folder)

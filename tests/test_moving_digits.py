@@ -217,13 +217,18 @@ WITHOUT = """
 import sys, importlib, pkgutil
 sys.modules |= dict.fromkeys(('av', 'cv2', 'h5py'))
 import vidrepro
-for room in 'digits clips motion models learning evaluation explain papers'.split():
-    for m in pkgutil.iter_modules(importlib.import_module(f'vidrepro.{room}').__path__):
-        importlib.import_module(f'vidrepro.{room}.{m.name}')
+def load(rooms):
+    for room in rooms.split():
+        for m in pkgutil.iter_modules(importlib.import_module(f'vidrepro.{room}').__path__):
+            importlib.import_module(f'vidrepro.{room}.{m.name}')
+slow = {'matplotlib', 'seaborn', 'sklearn.manifold'}
+load('digits clips motion')
+early = {'torchvision', 'torch._dynamo'} & {*sys.modules}
+load('models learning evaluation explain papers')
 import torch
 from vidrepro.digits.moving_digits import MovingDigits
 x = MovingDigits(24).clips(torch.arange(24), torch.arange(4).expand(24, 1, 4))
-print(tuple(x.shape), sorted({'matplotlib', 'seaborn', 'sklearn.manifold'} & {*sys.modules}))
+print(tuple(x.shape), sorted(early | slow & {*sys.modules}))
 """
 
 

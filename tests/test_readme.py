@@ -31,7 +31,7 @@ def test_commands():
     verbs = {line[1] for line in lines if line[:1] == ['vidrepro'] and not line[1].startswith('-')}
     for verb in ['', *sorted(verbs)]:
         run = subprocess.run(
-            [sys.executable, '-m', 'vidrepro.cli.main', *filter(None, [verb]), '--help'],
+            [sys.executable, '-m', 'vidrepro', *filter(None, [verb]), '--help'],
             capture_output=True,
             text=True,
         )

@@ -6,17 +6,17 @@
 __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step', 'Missing', 'Features_', 'NewModel', 'NewJson',
            'Numbers', 'Seed', 'Subset', 'Kind', 'Preset', 'NamedBy', 'Proposals', 'VideoScores', 'Top', 'Found',
            'Thresholds', 'Budget', 'Classes', 'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'Sentences', 'Words',
-           'Places', 'Said', 'Told', 'References', 'changed', 'settings', 'check_annotations', 'train', 'predict',
-           'plain_names', 'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show',
-           'train_captions', 'predict_captions', 'evaluate_captions']
+           'Places', 'Said', 'Told', 'References', 'settings', 'check_annotations', 'train', 'predict', 'plain_names',
+           'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show', 'train_captions',
+           'predict_captions', 'evaluate_captions']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,9 +29,9 @@ from jaxtyping import UInt8
 from ..captions import captioner as captioning
 from ..captions.metrics import METEOR, dense_scores, read_captions, write_captions
 from .features import Backbone, RunPath, Weights, pick_encoder
-from .options import Changes, Device, group
+from .options import Changes, Device, changes, group
 from ..core.files import InputError, atomic
-from ..core.settings import parse
+from ..core.settings import override
 from ..data.annotations import read_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
@@ -83,27 +83,6 @@ Numbers = Annotated[
 Seed = Annotated[int, typer.Option(help='Of weights and order.')]
 Subset = Annotated[str, typer.Option(help='Videos of the annotations.')]
 
-# %% ../../nbs/cli/97_localize.ipynb #44bc3079
-def changed(
-    start: Any,  # settings, a dataclass
-    pairs: Sequence[str],  # FIELD=VALUE
-) -> Any:  # settings of the same class
-    "Settings with changes."
-    types, changes = {f.name: type(getattr(start, f.name)) for f in fields(start)}, {}
-    for pair in pairs:
-        name, equals, value = pair.partition('=')
-        if not equals or name not in types:
-            raise InputError(
-                '--set', repr(pair), f'write FIELD=VALUE, FIELD one of {", ".join(types)}'
-            )
-        try:
-            changes[name] = parse(value, types[name])
-        except ValueError:
-            raise InputError(
-                f'--set {name}', repr(value), f'give a value of type {types[name].__name__}'
-            ) from None
-    return replace(start, **changes)
-
 # %% ../../nbs/cli/97_localize.ipynb #b4559932
 def settings(
     kind: str,  # of network
@@ -115,7 +94,7 @@ def settings(
     for name, value, known in (('--kind', kind, PRESETS), ('--preset', preset, presets)):
         if value not in known:
             raise InputError(name, repr(value), f'use one of {", ".join(known)}')
-    config = changed(presets[preset][kind], pairs)
+    config = override(presets[preset][kind], changes(pairs))
     config.grid  # refuses an axis that makes no sense
     return config
 
@@ -411,7 +390,7 @@ def train_captions(
     set_: Changes = [],  # settings to change
 ) -> None:
     "Train a captioner on features and captions of true segments."
-    config, place = changed(captioning.Config(), set_), str(pick_device(device))
+    config, place = override(captioning.Config(), changes(set_)), str(pick_device(device))
     if model.suffix != '.safetensors' or model.exists():
         raise InputError('MODEL', model, 'name a new file, NAME.safetensors')
     table = plain_names(read_captions(captions))

@@ -156,8 +156,3 @@ def main() -> None:
     "Entry point: bad input is one line and exit code 2."
     with one_line_errors():
         app()
-
-# %% ../../nbs/cli/99_main.ipynb #a48e983f
-#| eval: false
-if __name__ == '__main__' and 'ipykernel' not in sys.modules:
-    main()

@@ -1,3 +1,0 @@
-from vidrepro.cli.main import main
-
-main()
