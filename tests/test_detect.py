@@ -538,7 +538,7 @@ def test_what_is_wrong_is_said_in_a_line(home, tiny):
     'more, words',
     [
         (('--kind', 'bsn'), 'use one of bmn'),
-        (('--set', 'speed=3'), 'FIELD one of'),
+        (('--set', 'speed=3'), 'none of that name; did you mean'),
         (('--set', 'lr=fast'), 'type float'),
         (('--subset', 'none'), 'use one of'),
         (('--preset', 'huge'), 'paper'),

@@ -155,7 +155,7 @@ class TestFeatures:
 
     def test_missing_run_is_trained(self, home):
         folder, run = home
-        new = replace(run, name='tsp/tiny/new-s0')
+        new = replace(run, name='tsp/tiny/again-s0')
         assert not (Path(folder) / new.name).exists()
         net, known = trained_encoder(new, folder, 'cpu'), trained_encoder(run, folder)
         assert (Path(folder) / new.name / 'checkpoint.safetensors').is_file() and not net.training
