@@ -110,7 +110,11 @@ def videos(
     if cfg.data == 'moving-digits':
         return painted(cfg, part)
     source = opened(cfg)
-    held = 'test' if 'test' in set(source.table.split) else 'val'  # sets without a test
+    there = set(source.table.split)
+    held = 'test' if 'test' in there else 'val'  # sets without a test
+    if part == 'test' and held not in there:
+        remedy = 'give a class two recordings or more, or folders train and test'
+        raise InputError(f'test of {cfg.data}', 'no video to hold out', remedy)
     return long_enough(source.in_split(held if part == 'test' else 'train'), cfg)
 
 # %% ../../nbs/runs/44_videos.ipynb #b57dbc71
