@@ -291,7 +291,7 @@ def test_a_signal(forks, places, words, number):
     process, log, gate = started(forks, words, places)
     until(lambda: gate.with_suffix('.there').exists() or not process.is_alive())
     os.kill(process.pid, number)
-    if words == 'train':  # which waits for the end of a step
+    if words in ('train', 'localize train', 'run'):  # which wait for the end of a step
         gate.touch()
     process.join(60)
     said = log.read_text()
@@ -312,8 +312,8 @@ def test_two_at_once(forks, places, words):
     code, said, errors = called(line_of(words, places))
     gate.touch()
     process.join(60)
-    assert process.exitcode == 0, log.read_text()
-    assert code == 0 or code == 2 and errors.startswith('error: '), errors
+    assert {0} <= {code, process.exitcode} <= {0, 2}, (errors, log.read_text())
+    assert code == 0 or errors.startswith('error: ')
     assert inside(Path('new')) and not [p for p in inside(Path('new')) if '.part' in p]
     if code == 2 and '{out}' in LINES[words] and words != 'localize captions train':
         assert 'another process' in errors or 'exist' in errors, errors

@@ -320,6 +320,9 @@ def gvf(
             formats.feature_files(source)
             folders.append(Path(source))
         except InputError:
+            if run is None and backbone is None:
+                remedy = 'no folder of features: give one, or videos and --run'
+                raise InputError('source', source, remedy) from None
             folders.append(out.with_suffix('') / Path(source).stem)
             try:
                 how = dict(hop=hop, on_short=on_short, device=device)

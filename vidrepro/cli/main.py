@@ -54,6 +54,13 @@ def load_command(
 class Lazy(typer.core.TyperGroup):
     "A group whose commands are imported when they are called."
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo('stopped', err=True)
+            raise typer.Exit(130) from None
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 

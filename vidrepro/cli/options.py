@@ -7,6 +7,7 @@ __all__ = ['out', 'Folder', 'RunPath', 'Preset', 'Data', 'Root', 'Device', 'Thre
            'use_threads', 'writable', 'spoken', 'stops', 'one_line_errors', 'OneLineErrors', 'group']
 
 # %% ../../nbs/cli/93_options.ipynb #3766f7a3
+import errno
 import os
 import signal
 import sys
@@ -113,10 +114,9 @@ def spoken(
         return f'text that is not what it seems: {one(error)}; save it as UTF-8', 2
     if isinstance(error, OSError):
         file = error.filename if error.filename is not None else 'a file'
-        return (
-            f'{file}: {error.strerror or one(error).split(" (")[0]}; check the path, its rights and free space',
-            2,
-        )
+        known = error.errno in errno.errorcode  # others have words, of several lines at times
+        why = os.strerror(error.errno) if known else error.strerror or str(error)
+        return f'{file}: {" ".join(why.split())}; check the path, its rights and free space', 2
     if type(error).__name__ == 'SafetensorError' or 'unexpected pos' in str(error):
         return f'a checkpoint could not be written or read: {one(error)}; check free space', 2
     if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':
