@@ -236,7 +236,7 @@ def test_a_full_disk(places, words):
 # --- signals, and two at once: processes of their own, held in the middle of writing
 
 
-def held(words, folder, log, gate):
+def held(words, folder, log, gate, late):
     "Run the program in this process; it waits before the first file comes to its place."
     os.chdir(folder)
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
@@ -245,7 +245,9 @@ def held(words, folder, log, gate):
     sys.argv = ['vidrepro', *words]
 
     def wait(event, args):
-        if event == 'os.rename' and not gate.with_suffix('.there').exists():
+        if event != 'os.rename' or late and Path(args[1]).suffix != '.safetensors':
+            return
+        if not gate.with_suffix('.there').exists():
             gate.with_suffix('.there').touch()
             while not gate.exists():
                 time.sleep(0.02)
@@ -271,24 +273,33 @@ def until(true, seconds=60):
     assert true(), 'waited in vain'
 
 
-def started(forks, words, places, name='a'):
+def started(forks, words, places, late=False):
     "A process that is held, its words, and the gate that lets it go on."
-    log, gate = Path(f'{name}.log').absolute(), Path(f'{name}.gate').absolute()
+    log, gate = Path('a.log').absolute(), Path('a.gate').absolute()
     line = [str(word) for word in line_of(words, places)]
-    process = forks.Process(target=held, args=(line, str(Path.cwd()), str(log), gate))
+    process = forks.Process(target=held, args=(line, str(Path.cwd()), str(log), gate, late))
     process.start()
     return process, log, gate
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = [(words, SIGNALS[k % 3]) for k, words in enumerate(sorted(WRITES - {'demo', 'train'}))]
-STOPPED += [('train', number) for number in SIGNALS]
+STOPPED += [('train', number) for number in SIGNALS]  # when it saves; and before the first step:
+
+
+def test_a_signal_before_the_first_step(forks, places):
+    process, log, gate = started(forks, 'train', places)
+    until(gate.with_suffix('.there').exists)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 130 and 'nothing is saved' in log.read_text()
+    assert called(line_of('train', places))[0] == 0  # it may be begun anew
 
 
 @pytest.mark.parametrize('words, number', STOPPED)
 def test_a_signal(forks, places, words, number):
     before = inside(Path('new'))
-    process, log, gate = started(forks, words, places)
+    process, log, gate = started(forks, words, places, late=words == 'train')
     until(lambda: gate.with_suffix('.there').exists() or not process.is_alive())
     os.kill(process.pid, number)
     if words in ('train', 'localize train', 'run'):  # which wait for the end of a step

@@ -107,7 +107,9 @@ def train(
     try:
         saved = execute.train(run, home, device, resume=resume)
     except KeyboardInterrupt:
-        out.print(f'Stopped and saved; the same command with --resume goes on in {home}')
+        saved = (home / 'checkpoint.safetensors').exists()
+        on = f'and saved; the same command with --resume goes on in {home}'
+        out.print(f'Stopped {on}' if saved else 'Stopped before the first step; nothing is saved')
         raise
     out.print(f'Saved {saved.checkpoint}. Next: vidrepro evaluate {home}')
 
