@@ -415,7 +415,7 @@ PRESETS = {
         lr=3e-4, warmup=100, precision='bf16',
     ),
     'real': Config(
-        data='weizmann-untrimmed', background='', size=64, batch=24, steps=200, flip=0.5,
+        data='weizmann-untrimmed', background='', rate=15.0, size=64, batch=24, steps=200, flip=0.5,
     ),
     'paper': Config(
         data='activitynet', frames=16, stride=1, rate=15.0, size=112, picture='released',

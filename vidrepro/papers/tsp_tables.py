@@ -20,6 +20,7 @@ from torch import Tensor
 from ..clips.contract import Clip
 from ..core.files import InputError, atomic
 from ..data.annotations import METADATA, read_activitynet, read_tsp_csv, write_tsp_csv
+from ..data.clock import released_count
 from ..data.datasets import VideoDataset, VideoFiles, bad_policy, segment_span, video_table
 from ..data.door import walk_folder
 from ..digits.untrimmed import ACTIVITYNET_SHORTEST, Segments, add_background
@@ -62,8 +63,9 @@ def _spans(
     start = table['t-start'].clip(0)
     end = table[['t-end', 'video-duration']].min(axis=1)
     fps, frames = table['fps'], table['video-frames'].astype(int)
-    if rate:  # as many as the released code counts
-        fps, frames = fps * 0 + rate, (table['video-duration'] * rate).astype(int)
+    if rate:
+        frames = [released_count(*row, rate) for row in zip(frames, fps)]
+        fps = fps * 0 + rate
     spans = [segment_span(*row) for row in zip(start, end, fps, frames)]
     return pd.DataFrame(spans, columns=['first', 'frames'])
 
@@ -236,6 +238,16 @@ def _find_videos(
     columns = ['video', 'part', 'filename', 'fps', 'video-frames']
     return pd.DataFrame(rows, columns=columns)
 
+# %% ../../nbs/papers/70_tsp_tables.ipynb #026398de
+def _rates(
+    found: pd.DataFrame,  # from `_find_videos`
+) -> list[str]:  # one remark
+    "What the frame rates are, and what becomes of them."
+    counts = found['fps'].round(2).value_counts().sort_index()
+    each = ', '.join(f'{count} at {fps:g}' for fps, count in counts.items())
+    kept = 'kept as they are; with rate=15 every clip of 16 samples lasts 1.07 s'
+    return [f'frames a second of the files: {each}; {kept}']
+
 # %% ../../nbs/papers/70_tsp_tables.ipynb #d959d82b
 def _check_times(
     table: pd.DataFrame,  # annotated instances beside the facts of their files
@@ -276,7 +288,7 @@ def prepare(
     table['video-duration'] = table['video-frames'] / table['fps']
     missing = whole.video.nunique() - found.video.nunique()
     remarks = [f'{missing} annotated videos have no file'] if missing else []
-    remarks += _check_times(table, Path(annotations))
+    remarks += [*_rates(found), *_check_times(table, Path(annotations))]
     table['t-start'] = table.start.clip(lower=0)
     table['t-end'] = table[['end', 'video-duration']].min(axis=1)
     table = table[table['t-end'] > table['t-start']]
