@@ -543,7 +543,14 @@ STATEMENTS += [
      'On unseen actions TSP beats the encoder that it starts from.'),
 ]  # fmt: skip
 STATEMENTS += [
-    (f'{where}{name}', f'real/{word}tsp-{reader}', f'real/{word}tac-{reader}', metric, 'paper', text)
+    (
+        f'{where}{name}',
+        f'real/{word}tsp-{reader}',
+        f'real/{word}tac-{reader}',
+        metric,
+        'paper',
+        text,
+    )
     for where, word in (('real-', ''), ('tennis-', 'tennis-'))
     for name, reader, metric, text in (
         ('detection', 'gtad', 'unnamed mAP', 'On filmed videos, too, TSP finds better than TAC.'),
