@@ -99,7 +99,7 @@ def pack_hits(
     "A bit a video for zeros and ones, a byte for anything else."
     x = np.asarray(numbers, float)
     of = hashlib.sha256(str(videos).encode()).hexdigest()[:12]
-    text = lambda b: base64.b64encode(b.tobytes()).decode()
+    text = lambda b: base64.urlsafe_b64encode(b.tobytes()).decode()
     if np.isin(x, (0, 1)).all():
         return dict(of=of, n=len(x), bits=text(np.packbits(x.astype(bool))))
     low, high = float(x.min()), float(x.max())
@@ -115,7 +115,7 @@ def unpack_hits(
     packed = card.get('hits', {}).get(metric)
     if packed is None:
         return None
-    data = np.frombuffer(base64.b64decode(packed.get('bits') or packed['bytes']), np.uint8)
+    data = np.frombuffer(base64.urlsafe_b64decode(packed.get('bits') or packed['bytes']), np.uint8)
     if 'bits' in packed:
         return packed['of'], np.unpackbits(data, count=packed['n']).astype(float)
     return packed['of'], packed['low'] + data / 255 * (packed['high'] - packed['low'])
