@@ -544,6 +544,8 @@ STATEMENTS = [  # name, row ahead, other row, metric, source, text
     ('looks', 'seconds-16-bmn', 'seconds-4-bmn', 'unnamed mAP', 'a reader',
      'More looks at the same seconds help detection.'),
 ]  # fmt: skip
+
+# %% ../../nbs/experiments/88_localization.ipynb #07afb70f
 STATEMENTS += [
     ('short-span', 'span-8-looks-8-bmn', 'span-32-looks-8-bmn', 'unnamed mAP, short', 'a reader',
      'At equal looks, short clips find short actions better than long clips.'),
