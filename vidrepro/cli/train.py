@@ -248,7 +248,6 @@ def run(
         'captioning': captioning.rows(range(seeds)),
         **{name: localization.rows(range(seeds), root, name) for name in localization.TABLES},
     }
-    tables = suites(root, seeds) | places | {'captioning': captioning.rows(numbers)}
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:
         raise InputError('suite', repr(suite), f'use one of {", ".join(todo)}')
