@@ -326,13 +326,15 @@ def claims(
     "What the run cards say about each statement of the papers and their readers."
     if method and method not in CLAIMS:
         raise InputError('method', repr(method), f'use one of {", ".join(CLAIMS)}')
-    found = [verdicts.judge(c) for m, each in CLAIMS.items() for c in each if method in ('', m)]
-    table = Table('claim', 'source', 'difference', '95 % interval', 'seeds', 'verdict')
+    chosen = [each for m, each in CLAIMS.items() if method in ('', m)]
+    found = [v for each in chosen for v in verdicts.judge_all(each)]
+    table = Table('claim', 'source', 'difference', '95 % interval', 'seeds', 'q', 'verdict')
     for v in found:
-        numbers = ('', '')
+        numbers, q = ('', ''), ''
         if v.mean is not None:
-            numbers = f'{v.mean:+.3f}', f'[{v.low:+.3f}, {v.high:+.3f}]'
-        table.add_row(v.claim.text, v.claim.source, *numbers, str(len(v.seeds)), v.word)
+            numbers, q = (f'{v.mean:+.3f}', f'[{v.low:+.3f}, {v.high:+.3f}]'), f'{v.q:.3f}'
+        word = f'{v.word} ({v.needs})' if v.needs else v.word
+        table.add_row(v.claim.text, v.claim.source, *numbers, str(len(v.seeds)), q, word)
     out.print(table)
     out.print(f'Cards are read from {results_dir()}')
     if picture:
