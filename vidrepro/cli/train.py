@@ -39,6 +39,7 @@ from ..evaluation.probes import Score
 from ..experiments import captioning, localization, report
 from ..experiments import claims as verdicts
 from ..experiments.statements import CLAIMS
+from ..experiments.front import all_verdicts, urgent_first
 from ..experiments.tables import cost, suites
 from ..learning.distributed import pick_device
 from ..runs import execute
@@ -255,7 +256,7 @@ def run(
         return list_suites(tables, todo)
     there = len(tables[suite]) - len(todo[suite])
     out.print(f'{suite}: {there} of {len(tables[suite])} cards are in {results_dir()}')
-    runs = todo[suite][: limit or None]
+    runs = urgent_first(todo[suite], all_verdicts())[: limit or None]
     if suite in readers:
         readers[suite].run_rows(runs, folder, None, device)
     elif runs:

@@ -311,6 +311,7 @@ class Verdict:
     q: float = 1.0  # share of false discoveries
     over: str = ''  # `seeds`, or `seeds, videos`
     needs: str = ''  # of an undecided claim
+    needed: int | None = None  # seeds that it needs
 
 # %% ../../nbs/experiments/90_claims.ipynb #715fcf64
 class Evidence:
@@ -436,11 +437,11 @@ def _gated(
         return v
     word = v.word if q <= 0.05 else 'undecided'
     other, missing = gate(v.claim, cards)
-    needs = missing
+    needs, n = missing, None
     if (other or word) == 'undecided' and not missing:
         n = seeds_needed(e, v.claim.margin, 0.05 * min(1.0, v.p / q if q else 1.0))
         needs = f'needs about {n} seeds' if n else 'needs more than 99 seeds, or more test videos'
-    return replace(v, word=other or word, q=q, needs=needs)
+    return replace(v, word=other or word, q=q, needs=needs, needed=n)
 
 
 def judge(
