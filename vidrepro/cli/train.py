@@ -38,8 +38,8 @@ from ..core.results import load_run, results_dir
 from ..evaluation.probes import Score
 from ..experiments import captioning, localization, report
 from ..experiments import claims as verdicts
-from ..experiments.statements import CLAIMS
 from ..experiments.front import all_verdicts, urgent_first
+from ..experiments.statements import CLAIMS
 from ..experiments.tables import cost, suites
 from ..learning.distributed import pick_device
 from ..runs import execute

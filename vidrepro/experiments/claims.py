@@ -191,7 +191,7 @@ def estimate(
     a: Runs,  # one row
     b: Runs | float,  # another, or a number
     pools: tuple[Pool | None, Pool | None] = (None, None),  # of both tables
-) -> Estimate:
+) -> Estimate:  # with its error
     "The difference of two rows, Eqs. (2) and (3)."
     sides = [(x, p) for x, p in zip((a, b), pools) if isinstance(x, Runs)]
     parts = {}
