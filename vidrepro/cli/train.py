@@ -38,6 +38,7 @@ from ..core.results import load_run, results_dir
 from ..evaluation.probes import Score
 from ..experiments import captioning, localization, report
 from ..experiments import claims as verdicts
+from ..experiments.front import all_verdicts, urgent_first
 from ..experiments.statements import CLAIMS
 from ..experiments.tables import cost, suites
 from ..learning.distributed import pick_device
@@ -255,7 +256,7 @@ def run(
         return list_suites(tables, todo)
     there = len(tables[suite]) - len(todo[suite])
     out.print(f'{suite}: {there} of {len(tables[suite])} cards are in {results_dir()}')
-    runs = todo[suite][: limit or None]
+    runs = urgent_first(todo[suite], all_verdicts())[: limit or None]
     if (reader := suite.partition('-')[0]) in readers:
         readers[reader].run_rows(runs, folder, None, device)
     elif runs:
@@ -326,13 +327,15 @@ def claims(
     "What the run cards say about each statement of the papers and their readers."
     if method and method not in CLAIMS:
         raise InputError('method', repr(method), f'use one of {", ".join(CLAIMS)}')
-    found = [verdicts.judge(c) for m, each in CLAIMS.items() for c in each if method in ('', m)]
-    table = Table('claim', 'source', 'difference', '95 % interval', 'seeds', 'verdict')
+    chosen = [each for m, each in CLAIMS.items() if method in ('', m)]
+    found = [v for each in chosen for v in verdicts.judge_all(each)]
+    table = Table('claim', 'source', 'difference', '95 % interval', 'seeds', 'q', 'verdict')
     for v in found:
-        numbers = ('', '')
+        numbers, q = ('', ''), ''
         if v.mean is not None:
-            numbers = f'{v.mean:+.3f}', f'[{v.low:+.3f}, {v.high:+.3f}]'
-        table.add_row(v.claim.text, v.claim.source, *numbers, str(len(v.seeds)), v.word)
+            numbers, q = (f'{v.mean:+.3f}', f'[{v.low:+.3f}, {v.high:+.3f}]'), f'{v.q:.3f}'
+        word = f'{v.word} ({v.needs})' if v.needs else v.word
+        table.add_row(v.claim.text, v.claim.source, *numbers, str(len(v.seeds)), q, word)
     out.print(table)
     out.print(f'Cards are read from {results_dir()}')
     if picture:
