@@ -27,7 +27,7 @@ from torch import Tensor
 from ..clips.contract import Clip, cut, scaled
 from ..core.files import InputError, atomic
 from .clock import sample_count, sample_times, shown, slack
-from .door import MANIFEST, Found, assign_splits, find, fingerprint, split_of
+from .door import Found, assign_splits, find, fingerprint, manifest_of, split_of
 
 # %% ../../nbs/data/10_datasets.ipynb #c9e4070d
 COLUMNS = ('path', 'label', 'start', 'end', 'split', 'group')
@@ -295,16 +295,10 @@ class VideoItems:
         return self.table if self.files.on_bad.action == 'raise' else self.usable[0]
 
     @property
-    def manifest(self) -> pd.DataFrame | None:
-        "What the files in use contain, with labels and splits; nothing without the door."
-        if self.found is None:
-            return None
-        known = self.found.manifest.drop_duplicates('path').set_index('path')
-        items = self.items
-        contents = known.loc[items.path, ['size', 'hash']].reset_index(drop=True)
-        names = [self.classes[k] if k >= 0 else '' for k in items.label]
-        rest = items[['path', 'group', 'split']].reset_index(drop=True).assign(label=names)
-        return contents.join(rest)[list(MANIFEST)]
+    def manifest(self) -> pd.DataFrame:
+        "What the files in use contain, with labels and splits."
+        names = [self.classes[k] if k >= 0 else '' for k in self.items.label]
+        return manifest_of(self.items.reset_index(drop=True).assign(label=names), self.files.at)
 
     @property
     def labels(self) -> Int64[Tensor, "N"]:
@@ -441,7 +435,7 @@ def describe_items(
     source: VideoDataset,  # to be described
 ) -> dict:  # json
     "Name, counts, policy and hash of the items: equal descriptions mean the same data."
-    items = source.items
+    items, manifest = source.items, source.manifest
     digest = hashlib.sha256(items[list(COLUMNS)].to_csv(index=False).encode()).hexdigest()[:12]
     return dict(
         name=source.name,
@@ -458,7 +452,7 @@ def describe_items(
         bad=[list(pair) for pair in source.bad],
         bad_count=len(source.bad),
         items_hash=digest,
-        fingerprint='' if source.manifest is None else fingerprint(source.manifest),
+        fingerprint=fingerprint(manifest) if (manifest.hash != '').all() else '',
     ) | ({'rate': source.rate} if source.rate else {})
 
 # %% ../../nbs/data/10_datasets.ipynb #95e43b9e

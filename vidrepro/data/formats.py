@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'READERS', 'SUBSETS', 'read_lines', 'read_json', 'numbered', 'parse_lines', 'read_ucf101', 'read_hmdb51',
            'kinetics_csvs', 'read_kinetics', 'read_diving48', 'read_activitynet_rows', 'read_thumos14', 'read_weizmann',
-           'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'drop_known_bad', 'counts']
+           'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'counts']
 
 # %% ../../nbs/data/13_formats.ipynb #d5e613c0
 import json
@@ -339,16 +339,6 @@ def labelled(
 ) -> VideoDataset:  # those with one
     "The items that have a label."
     return source.subset(torch.nonzero(source.labels >= 0).flatten())
-
-# %% ../../nbs/data/13_formats.ipynb #a85104d0
-def drop_known_bad(
-    source: VideoDataset,  # opened by `load_dataset`
-    card: Card,  # of the same set
-) -> VideoDataset:  # the items of all other videos
-    "Without the videos that are usually left out of this set; the card says why."
-    stems = [Path(path).stem.removeprefix('v_') for path in source.items.path]
-    keep = [i for i, stem in enumerate(stems) if stem not in card.known_bad]
-    return source.subset(torch.tensor(keep))
 
 # %% ../../nbs/data/13_formats.ipynb #d4b7359a
 def counts(

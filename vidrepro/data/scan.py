@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from ..core.files import InputError, atomic
 from ..core.random import generator
+from ..core.walk import ENDINGS, walk_folder
 from .datasets import BadVideos, VideoDataset
-from .door import ENDINGS, walk_folder
 from .video import VideoError, VideoInfo, probe, read_clips
 
 # %% ../../nbs/data/12_scan.ipynb #32d489c7

@@ -16,7 +16,7 @@ import pandas as pd
 from einops import rearrange
 
 from ..core.files import InputError, atomic
-from .door import ENDINGS, walk_folder
+from ..core.walk import ENDINGS, walk_folder
 from .scan import Ledger, once_each, sort_error
 from .video import VideoError, VideoInfo, probe, read_times
 

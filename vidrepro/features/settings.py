@@ -24,7 +24,8 @@ from torch import nn
 from ..clips.contract import Clip
 from ..core.files import InputError, atomic, content_hash
 from ..core.settings import from_json, require_choices, to_json
-from ..data.door import ENDINGS, find
+from ..core.walk import ENDINGS
+from ..data.door import find
 from ..data.shards import file_hash
 
 # %% ../../nbs/features/65_settings.ipynb #04221bf8
