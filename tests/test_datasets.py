@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from vidrepro.core.files import InputError
+from vidrepro.core.walk import BadVideos, bad_policy
 from vidrepro.data.annotations import (
     read_activitynet,
     read_tsp_csv,
@@ -21,18 +22,10 @@ from vidrepro.data.annotations import (
     write_tsp_csv,
 )
 from vidrepro.data.cards import load_card
-from vidrepro.data.datasets import (
-    BadVideos,
-    VideoDataset,
-    VideoFiles,
-    bad_policy,
-    from_folder,
-    from_list,
-    leaks,
-    segment_span,
-    video_table,
-)
+from vidrepro.data.clock import segment_span
+from vidrepro.data.datasets import VideoDataset, VideoFiles, from_folder, from_list, video_table
 from vidrepro.data.formats import READERS, counts, labelled, load_dataset, missing, present
+from vidrepro.data.scan import leaks
 from vidrepro.data.video import VideoError, read_clips
 
 av = pytest.importorskip('av')

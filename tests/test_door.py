@@ -12,14 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vidrepro.core.files import InputError
+from vidrepro.core.files import InputError, decode
 from vidrepro.core.walk import walk_folder
 from vidrepro.data.datasets import from_folder, from_list
 from vidrepro.data.door import (
     MANIFEST,
     assign_splits,
     contents,
-    decode,
     find,
     fingerprint,
     parse_list,

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from ..core.checkpoint import part, read_checkpoint, write_checkpoint
 from ..core.files import InputError
 from ..core.random import generator
 from ..digits.told import CAPTIONS, words_of
-from ..learning.train import Learner, Log, part, read_checkpoint, write_checkpoint
+from ..learning.train import Learner, Log
 from ..localize.examples import Example, same_channels
 
 # %% ../../nbs/captions/84_captioner.ipynb #60089d06

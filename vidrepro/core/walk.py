@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'SYSTEM', 'plain', 'name_trouble', 'is_video', 'companions', 'Walk', 'sort_entries', 'enter_folder',
-           'follow_link', 'walk_folder']
+           'follow_link', 'walk_folder', 'BadVideos', 'bad_policy']
 
 # %% ../../nbs/core/56_walk.ipynb #20e0f44f
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import InputError
+import pandas as pd
+
+from .files import InputError, atomic
 
 # %% ../../nbs/core/56_walk.ipynb #5628d5a8
 ENDINGS = frozenset(
@@ -163,3 +165,42 @@ def walk_folder(
         walk.links.sort(reverse=True)
         follow_link(walk, *walk.links.pop())
     return sorted(walk.videos.values()), sorted(walk.passed)
+
+# %% ../../nbs/core/56_walk.ipynb #48872d6b
+@dataclass(frozen=True)
+class BadVideos:
+    "What to do with a video that cannot be used."
+
+    action: str = 'raise'  # 'raise', 'skip' or 'quarantine'
+    file: Path | None = None  # csv of path, reason; only for 'quarantine'
+
+    def listed(self) -> dict[str, str]:
+        "Paths in the quarantine file, with their reasons."
+        if not (self.file and self.file.exists()):
+            return {}
+        table = pd.read_csv(self.file, keep_default_na=False, dtype=str)
+        if list(table.columns) != ['path', 'reason']:
+            raise InputError(
+                f'quarantine file {self.file}', list(table.columns), 'needs the header path,reason'
+            )
+        return dict(zip(table.path, table.reason))
+
+    def record(self, bad: list[tuple[str, str]]) -> None:  # (path, reason) of each broken video
+        "Add to the quarantine file, if the policy has one."
+        known = self.listed()
+        if self.file and not set(bad) <= set(known.items()):
+            rows = sorted((known | dict(bad)).items())
+            with atomic(self.file) as out:
+                pd.DataFrame(rows, columns=['path', 'reason']).to_csv(out, index=False)
+
+# %% ../../nbs/core/56_walk.ipynb #820c0c2c
+def bad_policy(
+    text: str,  # 'raise', 'skip' or 'quarantine:FILE'
+) -> BadVideos:  # the policy
+    "Read a bad-video policy from the words used in configs and on the command line."
+    action, _, file = text.partition(':')
+    if action not in ('raise', 'skip', 'quarantine') or bool(file) != (action == 'quarantine'):
+        raise InputError(
+            'bad-video policy', repr(text), "write 'raise', 'skip' or 'quarantine:FILE'"
+        )
+    return BadVideos(action, Path(file) if file else None)

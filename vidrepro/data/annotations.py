@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.files import InputError, atomic
-from .door import decode
+from ..core.files import InputError, atomic, decode
 
 # %% ../../nbs/data/11_annotations.ipynb #b8a43de3
 def read_activitynet(

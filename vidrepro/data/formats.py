@@ -19,11 +19,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core.files import InputError
+from ..core.files import InputError, decode
+from ..core.walk import bad_policy
 from .annotations import read_activitynet
 from .cards import Card, load_card
-from .datasets import VideoDataset, VideoFiles, bad_policy, video_table
-from .door import decode
+from .datasets import VideoDataset, VideoFiles, video_table
 
 # %% ../../nbs/data/13_formats.ipynb #02668b60
 Rows = tuple[pd.DataFrame, list[str]]  # what a reader returns: one row an item, and class names

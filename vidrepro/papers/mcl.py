@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..learning.distributed import gather, world
-from ..learning.train import EMA, Callback, adamw
+from ..learning.recipe import adamw
+from ..learning.train import EMA, Callback
 from ..models.checkpoints import pretrained
 from .mcl_views import Config, Views, aligned, extras, layer_of, sample, views, watch
 

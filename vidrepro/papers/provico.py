@@ -27,7 +27,8 @@ from ..core.files import InputError
 from ..core.settings import require_choices
 from ..learning.distributed import gather, my_rows, world
 from ..learning.losses import contrast
-from ..learning.train import Callback, adamw
+from ..learning.recipe import adamw
+from ..learning.train import Callback
 from ..learning.views import augment
 from ..models.checkpoints import pretrained
 from vidrepro.papers.provico_gaussians import (

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from ..clips.sampling import TecTuples, tec_tuples
 from ..core.files import InputError
 from ..core.settings import require_choices
-from ..learning.distributed import gather, my_rows
+from ..learning.distributed import apply, gather, my_rows
 from ..learning.losses import contrast
 from ..learning.recipe import Recipe
-from ..learning.train import apply
 from ..learning.views import augment
 from ..models.checkpoints import pretrained
 from ..models.heads import mlp

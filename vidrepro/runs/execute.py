@@ -18,11 +18,13 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..core.checkpoint import read_log
 from ..core.files import InputError, locked
 from ..core.results import load_run, save_run
 from ..data.door import some, trained_on
 from ..evaluation.probes import Score
 from ..learning.distributed import pick_device
+from ..learning.recipe import adamw
 from vidrepro.learning.train import (
     Batches,
     Checkpoint,
@@ -31,8 +33,6 @@ from vidrepro.learning.train import (
     Progress,
     Schedule,
     TensorBoard,
-    adamw,
-    read_log,
 )
 from .methods import hook, pick_method
 from .run import Run, Saved, about, fill, hashes, identity, open_run, save_run_file

@@ -19,10 +19,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from ..core.checkpoint import read_log
 from ..core.files import atomic
 from ..core.results import list_runs, load_run
 from ..core.settings import from_json, to_json
-from ..learning.train import deferred_stop, read_log
+from ..learning.train import deferred_stop
 from .execute import execute
 from .methods import pick_method
 from .run import Run

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..clips.contract import Clip
+from ..core.checkpoint import part, read_checkpoint
 from ..core.files import InputError, atomic
 from ..core.results import versions
 from ..core.settings import from_json, to_json
 from ..learning.recipe import Recipe
-from ..learning.train import part, read_checkpoint
 from .methods import pick_method
 
 # %% ../../nbs/runs/43_run.ipynb #ddbd51d5
