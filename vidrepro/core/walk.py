@@ -30,7 +30,7 @@ def plain(
     "Text with bytes that are no UTF-8 spelt out."
     return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
-
+# %% ../../nbs/core/56_walk.ipynb #76aeb462
 def name_trouble(
     name: str,  # of a file or folder
 ) -> str:  # why it is passed over; '' = it is not
@@ -39,7 +39,7 @@ def name_trouble(
         return 'hidden'
     return '' if plain(name) == name else 'a name that is not UTF-8: rename it'
 
-
+# %% ../../nbs/core/56_walk.ipynb #0daf4e04
 def is_video(
     name: str,  # of a file
     endings: frozenset[str] = ENDINGS,  # in small letters; empty = every file

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'video_table', 'check_table', 'Scan', 'scan_video', 'judge_row', 'judge', 'VideoFiles', 'scan_files',
-           'VideoItems', 'VideoDataset', 'stored_frames', 'read_item', 'decode_items', 'describe_items',
+           'VideoTable', 'VideoItems', 'VideoDataset', 'stored_frames', 'read_item', 'decode_items', 'describe_items',
            'number_labels', 'from_found', 'from_folder', 'from_list', 'decoded_size', 'cache_items']
 
 # %% ../../nbs/data/10_datasets.ipynb #950f9995
@@ -200,8 +200,8 @@ def scan_files(
 
 # %% ../../nbs/data/10_datasets.ipynb #9513bffa
 @dataclass(eq=False)
-class VideoItems:
-    "Labelled videos, or segments of videos; what can be said without pixels."
+class VideoTable:
+    "Videos, or segments of videos, and where their files are."
 
     table: pd.DataFrame  # as `video_table` makes it
     classes: tuple[str, ...]  # class names, position = label
@@ -234,6 +234,27 @@ class VideoItems:
         "Rows in use; under `raise` all of them, and no file is opened to say so."
         return self.table if self.files.on_bad.action == 'raise' else self.usable[0]
 
+# %% ../../nbs/data/10_datasets.ipynb #ca2d1ae1
+@dataclass(eq=False)
+class VideoItems(VideoTable):
+    "Labelled videos; what can be said without pixels."
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return f'{self.name}: {len(self.table)} items, {len(self.classes)} classes'
+
+    @property
+    def lengths(self) -> Int64[Tensor, "N"]:
+        "Frames of each item, or samples."
+        return self.usable[1][:, 1]
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        "(path, reason) of what was found broken so far."
+        return self.files.bad
+
     @property
     def manifest(self) -> pd.DataFrame:
         "What the files in use contain, with labels and splits."
@@ -252,26 +273,14 @@ class VideoItems:
         codes = torch.tensor([numbers.get(name, -1) for name in self.items.group])
         return codes if numbers else None
 
+    def describe(self) -> dict:  # json
+        "What a run card says of the data."
+        return describe_items(self)
+
 # %% ../../nbs/data/10_datasets.ipynb #2f4bf49d
 @dataclass(eq=False)
 class VideoDataset(VideoItems):
     "A source: items whose frames are decoded on demand."
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __repr__(self) -> str:
-        return f'{self.name}: {len(self.table)} items, {len(self.classes)} classes'
-
-    @property
-    def lengths(self) -> Int64[Tensor, "N"]:
-        "Frames of each item, or samples."
-        return self.usable[1][:, 1]
-
-    @property
-    def bad(self) -> list[tuple[str, str]]:
-        "(path, reason) of what was found broken so far."
-        return self.files.bad
 
     def clips(
         self, index: Int64[Tensor, "b"], frames: Int64[Tensor, "b n t"]
@@ -291,10 +300,6 @@ class VideoDataset(VideoItems):
         if split not in names:
             raise InputError(f'split of {self.name}', repr(split), f'choose from {names}')
         return self.subset(torch.tensor((self.items.split == split).to_numpy().nonzero()[0]))
-
-    def describe(self) -> dict:  # json
-        "What a run card says of the data."
-        return describe_items(self)
 
     @property
     def gigabytes(self) -> float:

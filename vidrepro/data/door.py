@@ -46,7 +46,7 @@ def split_of(
     "The split that a word names."
     return SPLITS.get(word.strip().lower(), '')
 
-
+# %% ../../nbs/data/09_door.ipynb #e8e0ba53
 def from_folders(
     paths: list[str],  # of videos, as `walk_folder` gives them
 ) -> pd.DataFrame:  # columns `ITEMS`
@@ -240,7 +240,7 @@ def score(
     "The number of a recording, Eq. (1)."
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
 
-
+# %% ../../nbs/data/09_door.ipynb #e1765072
 def recordings(
     manifest: pd.DataFrame,  # columns `MANIFEST`
 ) -> list[str]:  # name of the recording of each item
@@ -337,7 +337,7 @@ def many(
     ending = '' if number == 1 else 'es' if word.endswith('s') else 's'
     return f'{number} {word}{ending}'
 
-
+# %% ../../nbs/data/09_door.ipynb #b5037dfd
 def some(
     names: list[str] | pd.Series | pd.Index,  # at least one
     most: int = 2,  # to be shown
@@ -355,7 +355,7 @@ def shorten(
     rest = len(lines) - most
     return lines if rest <= 0 else [*lines[: most - 1], f'and {rest + 1} more remarks']
 
-
+# %% ../../nbs/data/09_door.ipynb #ee996ee3
 def tell(
     passed: list[tuple[str, str]],  # path, reason
 ) -> list[str]:  # four lines at most
@@ -486,7 +486,7 @@ def write_manifest(
     with atomic(file) as out:
         manifest[list(MANIFEST)].to_csv(out, index=False)
 
-
+# %% ../../nbs/data/09_door.ipynb #10e7ee71
 def read_manifest(
     file: str | Path,  # CSV that `write_manifest` wrote
 ) -> pd.DataFrame:  # columns `MANIFEST`

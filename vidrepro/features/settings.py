@@ -194,7 +194,7 @@ def written(
     about = {key: value for key, value in to_json(settings).items() if key != 'on_short'}
     return about | dict(encoder=encoder, weights=fingerprint(network))
 
-
+# %% ../../nbs/features/65_settings.ipynb #b77ee3d9
 def read_settings(
     about: dict,  # from `written`
 ) -> Settings:  # that pad short videos

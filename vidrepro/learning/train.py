@@ -317,7 +317,7 @@ def clocks(
     "Where a learner is."
     return learn.waited, learn.busy, learn.step
 
-
+# %% ../../nbs/learning/31_train.ipynb #40a90ed2
 def log_row(
     learn: Learner,  # after a step
     sums: Tensor,  # of the loss and its terms, over all steps since the last row

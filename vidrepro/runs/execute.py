@@ -52,7 +52,7 @@ def painted_on(
     change |= {name: painted_on(getattr(source, name), device) for name in inner}
     return dataclasses.replace(source, **change) if change else source
 
-
+# %% ../../nbs/runs/46_execute.ipynb #ee95c5e5
 def nearby(
     source: Any,  # videos
     device: str = 'cpu',  # that will look at them

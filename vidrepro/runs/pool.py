@@ -46,7 +46,7 @@ def spelled(
     start = run.start and spelled(run.start)
     return dict(name=run.name, method=run.method, config=to_json(run.config), start=start)
 
-
+# %% ../../nbs/runs/47_pool.ipynb #d7a21b02
 def read_run(
     order: dict,  # from `spelled`
 ) -> Run:  # equal to the one that was spelled
@@ -134,7 +134,7 @@ def _fill_up(
         bar = bars.add_task(run.name, total=run.config.steps, last='')
         active[run.name] = start(run, *how), bar
 
-
+# %% ../../nbs/runs/47_pool.ipynb #cd49fcc0
 def run_suite(
     runs: list[Run],  # what to run, in this order
     folder: Path,  # runs are kept here

@@ -39,7 +39,7 @@ def _name(
     "What is left of a path when the machine is taken away."
     return Path(value).name if os.sep in value or Path(value).exists() else value
 
-
+# %% ../../nbs/runs/43_run.ipynb #e858a71f
 @dataclass(frozen=True)
 class Run:
     "One line of a table and one seed."
@@ -118,7 +118,7 @@ def place(
         dict(method=full(run.method)) if run.method.endswith('.py') else {}
     )
 
-
+# %% ../../nbs/runs/43_run.ipynb #ceaa6215
 def save_run_file(
     home: Path,  # folder of the run
     run: Run,  # to be written down
@@ -185,7 +185,7 @@ def _local(
     except (json.JSONDecodeError, KeyError):
         raise InputError(f'{file}', 'not the record of a run', 'remove it') from None
 
-
+# %% ../../nbs/runs/43_run.ipynb #dc22d974
 def checkpoint_of(
     path: str | Path,  # folder of a run, or its checkpoint
 ) -> Path:  # `*.safetensors`
