@@ -274,7 +274,7 @@ class _Fit:
     names: dict[str, str]  # name in the network -> name in the file
     misfits: list[str]  # empty: everything is there
 
-# %% ../../nbs/models/26_checkpoints.ipynb #c27010a3
+
 def _fit(tensors: dict[str, Tensor], prefix: str, wanted: dict[str, tuple], flat: bool) -> _Fit:
     "Look under one prefix for everything that is wanted."
     parts = {k.split('.')[0] for k in wanted}
