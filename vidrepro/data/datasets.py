@@ -380,7 +380,7 @@ def describe_items(
     source: VideoDataset,  # to be described
 ) -> dict:  # json
     "Name, counts, policy and hash of the items: equal descriptions mean the same data."
-    items, manifest = source.items, source.manifest
+    items = source.items
     digest = hashlib.sha256(items[list(COLUMNS)].to_csv(index=False).encode()).hexdigest()[:12]
     counts = {str(k): int(v) for k, v in items.split.value_counts().sort_index().items()}
     known = dict(name=source.name, card=source.card, items=len(items), splits=counts)
@@ -389,7 +389,10 @@ def describe_items(
     known |= dict(segments=int(items.start.notna().sum()), size=source.size and list(source.size))
     known |= dict(on_bad=source.files.on_bad.action, check_decode=source.files.check_decode)
     known |= dict(bad=[list(pair) for pair in source.bad], bad_count=len(source.bad))
-    known |= dict(fingerprint='' if (manifest.hash == '').any() else fingerprint(manifest))
+    listed = source.found is None and type(source.files) is VideoFiles  # known by its own list
+    manifest = None if listed else source.manifest
+    lost = listed or (manifest.hash == '').any()
+    known |= dict(fingerprint='' if lost else fingerprint(manifest))
     return known | (dict(rate=source.rate) if source.rate else {})
 
 # %% ../../nbs/data/10_datasets.ipynb #95e43b9e

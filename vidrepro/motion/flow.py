@@ -311,7 +311,7 @@ def _require_batch(what: str, x: Tensor, axes: str) -> None:
     if not x.numel():
         raise InputError(what, f'an empty batch {tuple(x.shape)}', 'give at least one')
 
-# %% ../../nbs/motion/22_flow.ipynb #995d2a61
+
 def _require_pairs(a: Tensor, b: Tensor, least: int = 1) -> None:
     "Refuse whatever is not two batches of grey images of one shape, `least` pixels a side."
     for x in (a, b):
