@@ -18,8 +18,9 @@ from vidrepro.cli.train import evaluate, train
 from vidrepro.data.datasets import from_folder
 from vidrepro.data.shards import pack
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
-from vidrepro.digits.untrimmed import Script, compose
+from vidrepro.digits.untrimmed import Script, UntrimmedDigits, compose
 from vidrepro.learning.train import Log
+from vidrepro.papers import tsp
 from vidrepro.runs import videos as runs_videos
 from vidrepro.runs.run import open_run
 
@@ -92,6 +93,8 @@ def plugin(tmp_path_factory):
 def few_videos(monkeypatch):
     small = {'pretrain': (24, 0, 'train'), 'train': (60, 1, 'train'), 'test': (60, 2, 'test')}
     monkeypatch.setattr(runs_videos, 'PAINTED', small)
+    few = lambda digits, script, n: UntrimmedDigits(digits, script, min(n, 10))
+    monkeypatch.setattr(tsp, 'UntrimmedDigits', few)
 
 
 SMALL = {

@@ -41,7 +41,6 @@ def read_activitynet(
 def write_activitynet(
     table: pd.DataFrame,  # as `read_activitynet` gives it
     file: str | Path,  # JSON to be written
-    version: str = 'VERSION 1.3',  # free text; evaluators expect this one
 ) -> None:
     "Write annotated instances in the form of ActivityNet 1.3."
     database = {}
@@ -58,8 +57,9 @@ def write_activitynet(
         dict(nodeId=k, nodeName=name, parentId=-1, parentName='Root')
         for k, name in enumerate(names)
     ]
+    known = dict(version='VERSION 1.3', database=database, taxonomy=taxonomy)
     with atomic(file) as out:
-        out.write_text(json.dumps(dict(version=version, database=database, taxonomy=taxonomy)))
+        out.write_text(json.dumps(known))
 
 # %% ../../nbs/data/11_annotations.ipynb #39a2171a
 METADATA = tuple('filename video-duration fps video-frames'.split())
