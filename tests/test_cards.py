@@ -19,6 +19,7 @@ EXPECTED = {
     'activitynet',
     'thumos14',
     'weizmann',
+    'tennis7',
     'moving_digits',
 }
 
