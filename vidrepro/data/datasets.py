@@ -278,7 +278,7 @@ class VideoItems(VideoTable):
         return describe_items(self)
 
 # %% ../../nbs/data/10_datasets.ipynb #2f4bf49d
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class VideoDataset(VideoItems):
     "A source: items whose frames are decoded on demand."
 
@@ -390,9 +390,8 @@ def describe_items(
     known |= dict(on_bad=source.files.on_bad.action, check_decode=source.files.check_decode)
     known |= dict(bad=[list(pair) for pair in source.bad], bad_count=len(source.bad))
     listed = source.found is None and type(source.files) is VideoFiles  # known by its own list
-    manifest = None if listed else source.manifest
-    lost = listed or (manifest.hash == '').any()
-    known |= dict(fingerprint='' if lost else fingerprint(manifest))
+    sure = not listed and (source.manifest.hash != '').all()
+    known |= dict(fingerprint=fingerprint(source.manifest) if sure else '')
     return known | (dict(rate=source.rate) if source.rate else {})
 
 # %% ../../nbs/data/10_datasets.ipynb #95e43b9e

@@ -241,7 +241,7 @@ def _read_split(
     classes = sorted(set(table['class']))
     return table.assign(label=numbered(table['class'], classes)), classes
 
-
+# %% ../../nbs/data/13_formats.ipynb #e6638b99
 def read_weizmann(
     annotations: Path,  # split_subjects.csv, or its folder
     fold: int = 1,  # there is only one
@@ -257,7 +257,7 @@ def read_tennis7(
     "The split_groups.csv of tennis7: file, label, group, split."
     return _read_split(annotations, 'split_groups.csv', 'file,label,group,split')
 
-
+# %% ../../nbs/data/13_formats.ipynb #583674ae
 READERS: dict[str, Callable[[Path, int], Rows]] = dict(
     ucf101=read_ucf101,
     hmdb51=read_hmdb51,
