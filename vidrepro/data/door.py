@@ -73,7 +73,7 @@ PATH = re.compile(
     rf"""\s*(?:"((?:[^"]|"")+)"|'([^']+)'|(.+?\.(?:{WORDS})))(?=[\s,;]|$)""", re.IGNORECASE
 )
 
-
+# %% ../../nbs/data/09_door.ipynb #e56ae453
 def split_path(
     line: str,  # of a list without header
 ) -> tuple[str, str, str]:  # path, separator, the rest
@@ -194,7 +194,7 @@ def find_file(
 def _hash_of(path, size, changed):
     return content_hash(path)
 
-
+# %% ../../nbs/data/09_door.ipynb #9cd2266e
 def contents(
     file: str | Path,  # any; or a member of a tar file
 ) -> tuple[int, str]:  # bytes; 16 hexadecimal digits, '' = nothing to be read

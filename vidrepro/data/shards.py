@@ -64,7 +64,7 @@ def sample_members(
 FORMAT = 'vidrepro shards 1'
 SHARDS = 'index.json'  # the file that tells a folder of shards
 
-
+# %% ../../nbs/data/14_shards.ipynb #3d7e8e98
 def pack_order(
     keys: Iterable[str],  # of samples
     seed: int,  # names the order
