@@ -24,13 +24,14 @@ from torch import nn
 from vidrepro.clips.contract import Clip, view
 from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
 from vidrepro.core.files import InputError, located, locked
+from vidrepro.data.clock import slack
 from vidrepro.data.datasets import from_folder
 from vidrepro.data.shards import pack
 from vidrepro.data.video import probe, read_clips
 from vidrepro.features import samples as module
 from vidrepro.features.extract import Strip, extract
 from vidrepro.features.formats import verify
-from vidrepro.features.samples import on_screen, slack
+from vidrepro.features.samples import on_screen
 from vidrepro.features.settings import (
     Features,
     Settings,

@@ -13,6 +13,7 @@ import os
 import resource
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -200,7 +201,9 @@ def evaluate(
     "Score the encoder of a run: retrieval, probes or SVM, each with interval and chance."
     use_threads(threads)
     saved = open_run(run, data=data, root=root)
-    scores = execute.evaluate(saved, device)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: out.print(f'Note: {message}')
+        scores = execute.evaluate(saved, device)
     show_scores(scores, every)
     file = saved.checkpoint.parent / 'scores.json'
     known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'READERS', 'SUBSETS', 'read_lines', 'read_json', 'numbered', 'parse_lines', 'read_ucf101', 'read_hmdb51',
            'kinetics_csvs', 'read_kinetics', 'read_diving48', 'read_activitynet_rows', 'read_thumos14', 'read_weizmann',
-           'read_tennis7', 'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'drop_known_bad', 'counts']
+           'read_tennis7', 'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'counts']
 
 # %% ../../nbs/data/13_formats.ipynb #d5e613c0
 import json
@@ -19,11 +19,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core.files import InputError
+from ..core.files import InputError, decode
+from ..core.walk import bad_policy
 from .annotations import read_activitynet
 from .cards import Card, load_card
-from .datasets import VideoDataset, VideoFiles, bad_policy, video_table
-from .door import decode
+from .datasets import VideoDataset, VideoFiles, video_table
 
 # %% ../../nbs/data/13_formats.ipynb #02668b60
 Rows = tuple[pd.DataFrame, list[str]]  # what a reader returns: one row an item, and class names
@@ -241,7 +241,7 @@ def _read_split(
     classes = sorted(set(table['class']))
     return table.assign(label=numbered(table['class'], classes)), classes
 
-
+# %% ../../nbs/data/13_formats.ipynb #e6638b99
 def read_weizmann(
     annotations: Path,  # split_subjects.csv, or its folder
     fold: int = 1,  # there is only one
@@ -257,7 +257,7 @@ def read_tennis7(
     "The split_groups.csv of tennis7: file, label, group, split."
     return _read_split(annotations, 'split_groups.csv', 'file,label,group,split')
 
-
+# %% ../../nbs/data/13_formats.ipynb #583674ae
 READERS: dict[str, Callable[[Path, int], Rows]] = dict(
     ucf101=read_ucf101,
     hmdb51=read_hmdb51,
@@ -357,16 +357,6 @@ def labelled(
 ) -> VideoDataset:  # those with one
     "The items that have a label."
     return source.subset(torch.nonzero(source.labels >= 0).flatten())
-
-# %% ../../nbs/data/13_formats.ipynb #a85104d0
-def drop_known_bad(
-    source: VideoDataset,  # opened by `load_dataset`
-    card: Card,  # of the same set
-) -> VideoDataset:  # the items of all other videos
-    "Without the videos that are usually left out of this set; the card says why."
-    stems = [Path(path).stem.removeprefix('v_') for path in source.items.path]
-    keep = [i for i, stem in enumerate(stems) if stem not in card.known_bad]
-    return source.subset(torch.tensor(keep))
 
 # %% ../../nbs/data/13_formats.ipynb #d4b7359a
 def counts(

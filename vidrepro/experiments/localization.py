@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
+from ..core.checkpoint import read_checkpoint, write_checkpoint
 from ..core.files import InputError
 from ..core.results import load_run, save_run
 from ..digits.moving_digits import MOTIONS, MovingDigits
 from ..digits.untrimmed import Script, Segments, UntrimmedDigits
 from .tables import MAIN, suites
-from ..learning.train import read_checkpoint, write_checkpoint
 from ..localize.bmn import DETECTIONS
 from vidrepro.localize.detect import (
     SMALL,

@@ -259,7 +259,6 @@ def overlay(
     clips: UInt8[Tensor, "*b 3 t h w"],  # RGB frames
     cam: Float[Tensor, "*b t h w"],  # their maps, at the size of the frames
     alpha: float = 0.8,  # opacity at the maximum, 0 to 1
-    colours: str = 'inferno',  # a Matplotlib colour map, best a perceptually uniform one
 ) -> UInt8[Tensor, "*b 3 t h w"]:  # RGB frames
     "Maps in colour over grey frames, each scaled by its maximum over the clip."
     import matplotlib
@@ -267,7 +266,7 @@ def overlay(
     _same_shape(cam, clips.select(-4, 0), 'frames')
     peak = cam.amax((-3, -2, -1), keepdim=True)
     share = (cam / peak.clamp(min=torch.finfo(cam.dtype).tiny)).float().cpu()
-    table = torch.tensor(matplotlib.colormaps[colours](np.arange(256))[:, :3] * 255).float()
+    table = torch.tensor(matplotlib.colormaps['inferno'](np.arange(256))[:, :3] * 255).float()
     colour = rearrange(table[(share * 255).round().long()], '... t h w c -> ... c t h w')
     opacity = alpha * share.unsqueeze(-4)
     grey = reduce(clips.cpu().float(), '... c t h w -> ... 1 t h w', 'mean')

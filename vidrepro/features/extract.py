@@ -227,7 +227,7 @@ def whole_samples(
         return strip.samples
     return min(strip.samples, max(released_count(facts.frames, facts.fps, rate), 1))
 
-
+# %% ../../nbs/features/66_extract.ipynb #c6117b51
 def finish(
     job: Job,  # that grows
     path: str,  # video

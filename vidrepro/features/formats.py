@@ -28,10 +28,9 @@ from jaxtyping import Float32
 
 # %% ../../nbs/features/67_formats.ipynb #29b52f79
 from ..core.files import InputError, atomic
-from ..data.clock import released_count
+from ..data.clock import released_count, slack
 from ..data.shards import write_shard
 from ..data.video import VideoError, frame_times
-from .samples import slack
 from vidrepro.features.settings import (
     Features,
     Settings,
@@ -419,7 +418,7 @@ def failures_in(
         reasons |= dict(pd.read_csv(file, **how).to_numpy())
     return reasons
 
-
+# %% ../../nbs/features/67_formats.ipynb #5ff6d944
 def of_no_video(
     folder: Path,  # of features
     known: set[Path],  # features of videos

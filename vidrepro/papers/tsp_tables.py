@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..clips.contract import Clip
 from ..core.files import InputError, atomic
+from ..core.walk import bad_policy, walk_folder
 from ..data.annotations import METADATA, read_activitynet, read_tsp_csv, write_tsp_csv
-from ..data.clock import released_count
-from ..data.datasets import VideoDataset, VideoFiles, bad_policy, segment_span, video_table
-from ..data.door import walk_folder
+from ..data.clock import released_count, segment_span
+from ..data.datasets import VideoDataset, VideoFiles, video_table
 from ..digits.untrimmed import ACTIVITYNET_SHORTEST, Segments, add_background
 
 # %% ../../nbs/papers/70_tsp_tables.ipynb #59788e9a

@@ -19,10 +19,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from ..core.checkpoint import read_log
 from ..core.files import atomic
 from ..core.results import list_runs, load_run
 from ..core.settings import from_json, to_json
-from ..learning.train import deferred_stop, read_log
+from ..learning.train import deferred_stop
 from .execute import execute
 from .methods import pick_method
 from .run import Run
@@ -45,7 +46,7 @@ def spelled(
     start = run.start and spelled(run.start)
     return dict(name=run.name, method=run.method, config=to_json(run.config), start=start)
 
-
+# %% ../../nbs/runs/47_pool.ipynb #d7a21b02
 def read_run(
     order: dict,  # from `spelled`
 ) -> Run:  # equal to the one that was spelled
@@ -133,7 +134,7 @@ def _fill_up(
         bar = bars.add_task(run.name, total=run.config.steps, last='')
         active[run.name] = start(run, *how), bar
 
-
+# %% ../../nbs/runs/47_pool.ipynb #cd49fcc0
 def run_suite(
     runs: list[Run],  # what to run, in this order
     folder: Path,  # runs are kept here
