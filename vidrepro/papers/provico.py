@@ -453,14 +453,14 @@ PRESETS = {'tiny': Config(**balanced(128))}
 PRESETS['gpu'] = Config(
     videos=20_000,
     frames=16,
-    size=112,
+    size=64,  # not 112: a run is meant to take about a minute of one card
     length=256,
     backbone='r3d_18',
-    batch=64,
-    steps=3000,
-    warmup=200,
+    batch=32,
+    steps=400,
+    warmup=40,
     precision='bf16',
-    mine_after=1000,
+    mine_after=130,
     **balanced(256),
 )
 

@@ -30,8 +30,8 @@ class Config(Recipe):
 PRESETS = {
     'tiny': Config(),
     'gpu': Config(
-        videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
-        steps=3000, warmup=200, precision='bf16',
+        videos=20_000, frames=16, size=64, length=256, backbone='r3d_18', batch=128,
+        steps=400, warmup=40, precision='bf16',
     ),
     'real': Config(
         data='weizmann', classes=10, size=64, picture='frame', resize=(64, 85), batch=24,

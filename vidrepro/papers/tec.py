@@ -231,8 +231,8 @@ def loss(
 PRESETS = {
     'tiny': Config(),
     'gpu': Config(
-        videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
-        steps=3000, lr=1e-3, warmup=200, precision='bf16', hidden=1024,
+        videos=20_000, frames=16, size=64, length=256, backbone='r3d_18', batch=64,
+        steps=400, lr=1e-3, warmup=40, precision='bf16', hidden=1024,
     ),
     'real': Config(
         data='weizmann', frames=8, stride=2, size=64, picture='frame', resize=(64, 85),
