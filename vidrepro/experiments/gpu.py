@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +27,7 @@ from ..core.random import generator
 from ..core.results import list_runs, load_run, results_dir
 from ..digits.moving_digits import MovingDigits
 from .tables import MAIN, suites, twins
-from ..explain.gradcam import contact_sheet, gradcam, similarity_target
+from ..explain.gradcam import contact_sheet, gradcam, similarity_target, upsample
 from ..learning.distributed import pick_device
 from ..learning.train import apply, read_log
 from ..learning.views import prepare
@@ -279,10 +278,10 @@ def explained(
     x = prepare(clips, cfg.size).to(device)
     with torch.no_grad():
         z = encoder(x)
-    cam, _ = gradcam(encoder, x, similarity_target(z.flip(0)), last_conv(encoder))
+    cam = gradcam(encoder, x, similarity_target(z.flip(0)), last_conv(encoder))
     out.parent.mkdir(parents=True, exist_ok=True)
     names = [videos.classes[k] for k in videos.labels[index]]
-    contact_sheet(clips, cam.cpu(), names).savefig(out)
+    contact_sheet(clips, upsample(cam.cpu(), clips.shape[2:]), names).savefig(out)
 
 
 def trains(
@@ -298,7 +297,7 @@ def trains(
     answer = dict(loss=row['loss'], wait=row['wait'], ok=True)
     if scored:
         net = saved.network().to(device)
-        few = lambda s: execute.nearby(s.subset(range(min(scored, len(s)))), device.type)
+        few = lambda s: execute.nearby(s.subset(torch.arange(min(scored, len(s)))), device.type)
         answer['scores'] = len(score(net, saved.run, few))
         explained(
             net.backbone, saved.run, device, Path(folder) / f'{run.name.replace("/", "-")}.png'
@@ -475,11 +474,9 @@ def borrow(
     folder: Path = Path('runs/gpu'),  # for runs, pictures and the archive
     device: str | None = None,  # `cpu`, `cuda`; none: the best there is
     root: Path | None = None,  # folder of cards
-    budget: Budget | None = None,  # none: `minutes` of the machine's clock
 ) -> list[dict]:  # one row a stage
     "Fill the minutes and keep `gpu.tar.gz` up to date."
-    budget = budget or Budget(minutes)
-    cards, folder = Path(root or results_dir()), Path(folder)
+    budget, cards, folder = Budget(minutes), Path(root or results_dir()), Path(folder)
     todo = stages(folder, pick_device(device), cards)
     save = lambda: pack(folder / 'gpu.tar.gz', harvest(todo, cards, folder))
     save()

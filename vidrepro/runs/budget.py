@@ -14,6 +14,7 @@ import json
 import tarfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,9 @@ def _spend_on(
     before = len(stage.todo())
     while pieces := _fresh(stage, tried):
         promised = stage.seconds(pieces) if budget.left() > 0 else 0.0
-        if slow * promised >= (left := budget.left()):
-            why = f'no time: needs {slow * promised:.0f} s, {max(left, 0):.0f} s are left'
+        if (left := budget.left()) <= 0 or slow * promised > left:
+            why = f'no time: needs {slow * promised:.0f} s, {left:.0f} s are left'
+            why = why if left > 0 else 'the time is over'
             break
         start = budget.clock()
         stage.work(pieces, left)
@@ -143,14 +145,16 @@ def rows_stage(
             begun = time.perf_counter()
             row = dict(name=key, **_answer(questions[key]))
             row['seconds'] = round(time.perf_counter() - begun, 2)
-            rows = [*read(), row]
+            rows = [*(r for r in read() if r['name'] != key), row]
             how = dict(seed=0, protocol={}, data={}, device=device)
             metrics = dict(answers=len(rows), errors=sum('error' in r for r in rows))
             total = sum(r['seconds'] for r in rows)
             save_run(card, config, metrics, rows, seconds=total, root=root, **how)
 
     slowest = lambda names: len(names) * max((r['seconds'] for r in read()), default=0.0)
-    todo = lambda: [n for n in questions if n not in {r['name'] for r in read()}]
+    todo = lambda: [
+        n for n in questions if n not in {r['name'] for r in read() if 'error' not in r}
+    ]
     return Stage(name, todo, slowest, work, (card,))
 
 # %% ../../nbs/runs/54_budget.ipynb #0c41f5f7
@@ -187,7 +191,7 @@ def one_step(
     "Loss and gradient of one batch, at the precision of the run."
     kind = dict(bf16=torch.bfloat16, fp16=torch.float16).get(run.config.precision)
     device = next(model.parameters()).device.type
-    with torch.autocast(device, kind or torch.bfloat16, enabled=kind is not None):
+    with torch.autocast(device, kind) if kind else nullcontext():
         total, _ = pick_method(run.method).loss(model, views, run.config)
     total.backward()
     return total.detach()
@@ -234,7 +238,7 @@ def run_seconds(
     cfg = run.config
     steps = cfg.steps + (run.start.config.steps if start and run.start else 0)
     network = pick_method(run.method).build(dataclasses.replace(cfg, weights='')).backbone
-    few = nearby(videos_of(shortened(run, 4), 'pretrain').subset(range(16)), device.type)
+    few = nearby(videos_of(shortened(run, 4), 'pretrain').subset(torch.arange(16)), device.type)
     frames = uniform_clips(few.lengths, cfg.frames, cfg.stride, 1)
     look = lambda: features(network.to(device).eval(), cfg.clip, few, frames)
     scoring = min(timed(look, device) for _ in range(2)) / len(few) * SCORED
