@@ -37,6 +37,9 @@ docs: .venv/.dev .venv/.docs  ## the book as web pages in _docs, without Quarto
 gpu: .venv/.dev  ## fill MINUTES of a borrowed GPU; results in runs/gpu/gpu.tar.gz
 	$(BIN)/vidrepro run gpu --minutes $(MINUTES)
 
+bench: .venv/.dev  ## every comparison with other ways and packages, one run; page 101 draws results/bench
+	$(BIN)/python benchmarks/bench.py
+
 # One stamp an extra: made again when the requirements change, skipped otherwise.
 .venv/.%: settings.ini setup.py
 	@if command -v uv >/dev/null; then \

@@ -111,7 +111,7 @@ def test_a_try_is_near_what_a_step_takes():
 def test_a_failed_question_is_asked_again_in_the_next_loan(tmp_path):
     answers = iter((1 / 3, math.nan, 2.0))
     stage = budget.rows_stage(
-        'x', dict(a=lambda: dict(v=next(answers)), b=lambda: dict(v=next(answers))),
+        'gpu/x', dict(a=lambda: dict(v=next(answers)), b=lambda: dict(v=next(answers))),
         dict(machine='m'), torch.device('cpu'), tmp_path,
     )  # fmt: skip
     assert budget.spend([stage], budget.Budget(1))[0]['why'].startswith('failed')

@@ -459,7 +459,7 @@ def stages(
         f: list(getattr(scale, f)) for f in ('networks', 'batches')
     }
     rows = dict(smoke=smoke(scale, folder, device), speed=speed(scale, folder, device))
-    first = [rows_stage(name, ask, about, device, root) for name, ask in rows.items()]
+    first = [rows_stage(f'gpu/{name}', ask, about, device, root) for name, ask in rows.items()]
     pairs = by_seed(run for method in MAIN for run in tables[f'{method}-gpu'])
     steps = {m: tables[f'{m}-ablation'][0].config.steps for m in MAIN}
     more = by_seed(r for m in MAIN for r in twins(m, 'tiny', seeds=range(3, 10), steps=steps[m]))

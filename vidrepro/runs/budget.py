@@ -130,14 +130,14 @@ def _answer(
 
 
 def rows_stage(
-    name: str,  # e.g. `smoke`
+    name: str,  # e.g. `gpu/smoke`
     questions: dict[str, Callable[[], dict]],  # by name, most valuable first; plain numbers
     config: dict,  # what the answers depend on, the machine's name among it
     device: torch.device,  # that is asked
     root: Path | None = None,  # folder of cards
-) -> Stage:  # whose card is `gpu/NAME-DEVICE`
+) -> Stage:  # whose card is `NAME-DEVICE`
     "A stage that asks and writes down."
-    card = f'gpu/{name}-{device.type}'
+    card = f'{name}-{device.type}'
     read = lambda: _rows(card, config, root)
 
     def work(names, seconds):
@@ -155,7 +155,7 @@ def rows_stage(
     todo = lambda: [
         n for n in questions if n not in {r['name'] for r in read() if 'error' not in r}
     ]
-    return Stage(name, todo, slowest, work, (card,))
+    return Stage(name.rpartition('/')[2], todo, slowest, work, (card,))
 
 # %% ../../nbs/runs/54_budget.ipynb #0c41f5f7
 def shortened(
