@@ -109,7 +109,7 @@ def test_a_try_is_near_what_a_step_takes():
 
 
 def test_a_failed_question_is_asked_again_in_the_next_loan(tmp_path):
-    answers = iter((1 / 3, math.nan, 2.0))
+    answers = iter((0.25, math.nan, 2.0))
     stage = budget.rows_stage(
         'gpu/x', dict(a=lambda: dict(v=next(answers)), b=lambda: dict(v=next(answers))),
         dict(machine='m'), torch.device('cpu'), tmp_path,
@@ -117,7 +117,7 @@ def test_a_failed_question_is_asked_again_in_the_next_loan(tmp_path):
     assert budget.spend([stage], budget.Budget(1))[0]['why'].startswith('failed')
     assert 'error' in load_run('gpu/x-cpu', root=tmp_path)['curve'][1]
     assert budget.spend([stage], budget.Budget(1))[0]['why'] == 'done'
-    assert [r['v'] for r in load_run('gpu/x-cpu', root=tmp_path)['curve']] == [1 / 3, 2.0]
+    assert [r['v'] for r in load_run('gpu/x-cpu', root=tmp_path)['curve']] == [0.25, 2.0]
 
 
 BLOCK = """

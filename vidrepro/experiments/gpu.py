@@ -13,7 +13,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ def work_of(
     return counter.get_total_flops()
 
 
+@lru_cache
 def ceiling(
     device: torch.device,  # that is measured
     kind: str = 'fp32',  # a key of `KINDS`
@@ -433,8 +434,8 @@ def speed(
         ask[f'painting {t} x {s}²'] = partial(paints, t, s, device)
     ask |= {f'TV-L1 {s}²': partial(flows, s, device) for s in (scale.size, scale.wide)}
     ask['BMN'] = partial(bmn_speed, scale, device)
-    for kind in ('bf16', 'fp32') if device.type == 'cuda' else ():
-        how = 'r3d_18', max(scale.batches), kind, True, True
+    if device.type == 'cuda':  # a compiler takes longer than everything before
+        how = 'r3d_18', max(scale.batches), 'bf16', True, True
         ask[named(*how[:3], 'channels last', ', compiled')] = partial(
             network_speed, *how, scale, device
         )
