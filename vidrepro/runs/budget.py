@@ -156,7 +156,7 @@ def rows_stage(
             row = dict(name=key, **_answer(questions[key]))
             row['seconds'] = round(time.perf_counter() - begun, 2)
             let_go(device)
-            rows = [*(r for r in read() if r['name'] != key), row]
+            rows = [r for r in read() if r['name'] in questions and r['name'] != key] + [row]
             how = dict(seed=0, protocol={}, data={}, device=device)
             metrics = dict(answers=len(rows), errors=sum('error' in r for r in rows))
             total = sum(r['seconds'] for r in rows)
@@ -177,7 +177,7 @@ def shortened(
     few = dict(batch=batch, videos=min(run.config.videos, max(16, 2 * batch)))
     return Run(run.name, run.method, dataclasses.replace(run.config, **few))
 
-
+# %% ../../nbs/runs/54_budget.ipynb #362119f3
 def prepared(
     run: Run,  # settings
     device: torch.device,  # where everything shall be
@@ -207,7 +207,7 @@ def one_step(
     total.backward()
     return total.detach()
 
-# %% ../../nbs/runs/54_budget.ipynb #0c1ecd7e
+# %% ../../nbs/runs/54_budget.ipynb #d385b511
 ENOUGH, SCORED = 0.3, 18_000  # seconds that are timed well; clips of the scores of a run
 
 
@@ -239,7 +239,7 @@ def step_seconds(
             return again * run.config.batch / some.config.batch
         batch *= 2
 
-# %% ../../nbs/runs/54_budget.ipynb #17dcfec9
+# %% ../../nbs/runs/54_budget.ipynb #176b6f7c
 def run_seconds(
     run: Run,  # of a table
     device: torch.device,  # where it would run
@@ -282,7 +282,7 @@ def runs_stage(
     cards = tuple(run.name for run in runs)
     return Stage(name, lambda: missing(runs, root), seconds, work, cards, jobs)
 
-# %% ../../nbs/runs/54_budget.ipynb #e3a09c48
+# %% ../../nbs/runs/54_budget.ipynb #cc7cea27
 def pack(
     out: Path,  # archive to write, `.tar.gz`
     files: dict[str, Path],  # name in the archive -> file
