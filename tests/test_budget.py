@@ -29,6 +29,7 @@ class Loan:
         self.stop = math.inf
         monkeypatch.chdir(folder)
         monkeypatch.setattr(gpu, 'Budget', lambda minutes: real(minutes, lambda: self.now))
+        monkeypatch.setattr(gpu, 'MAIN', {m: gpu.MAIN[m] for m in ('tec', 'tsp')})  # enough
         monkeypatch.setattr(gpu, 'scale_of', lambda device: gpu.small('this machine'))
         monkeypatch.setattr(budget, '_answer', self.answer)
         monkeypatch.setattr(budget, 'run_seconds', lambda *_, **__: 15.0)
@@ -68,7 +69,7 @@ def test_eight_minutes_in_order_in_time_and_on(monkeypatch, tmp_path):
     assert [len(s.todo()) for s in order[:2]] == [0, 0]
     assert loan.did[:questions] == ['question'] * questions
     names = loan.did[questions:]
-    first = [run.name for run in gpu.by_seed(r for m in gpu.MAIN for r in gpu.suites()[f'{m}-gpu'])]
+    first = [*order[2].cards, *order[3].cards]
     assert names == first[: len(names)] and len(names) > 8
     assert 'no time: needs' in said and 'gpu.tar.gz' in said
     archive = tmp_path / 'runs/gpu/gpu.tar.gz'
