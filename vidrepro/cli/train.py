@@ -263,11 +263,10 @@ def run(
     if suite == 'gpu':
         return borrow(minutes, folder, device)
     readers = dict(localization=localization, captioning=captioning)
-    numbers = range(seeds)
-    places = {
-        name: localization.rows(numbers, root=root, suite=name) for name in localization.TABLES
+    tables = suites(root, seeds) | {
+        'captioning': captioning.rows(range(seeds)),
+        **{name: localization.rows(range(seeds), root, name) for name in localization.TABLES},
     }
-    tables = suites(root, seeds) | places | {'captioning': captioning.rows(numbers)}
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:
         raise InputError('suite', repr(suite), f'use gpu or one of {", ".join(todo)}')
