@@ -3,13 +3,14 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 WORKERS ?= 2
+MINUTES ?= 9
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 # nbdev starts its own tools by name: let it find those of this environment
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test sync check docs
+.PHONY: help demo test sync check docs gpu bench
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
 
@@ -32,6 +33,12 @@ check: sync  ## what must hold before a commit: in sync, tests pass and the book
 
 docs: .venv/.dev .venv/.docs  ## the book as web pages in _docs, without Quarto
 	$(BIN)/python docs.py
+
+gpu: .venv/.dev  ## fill MINUTES of a borrowed GPU; results in runs/gpu/gpu.tar.gz
+	$(BIN)/vidrepro run gpu --minutes $(MINUTES)
+
+bench: .venv/.dev  ## every comparison with other ways and packages, one run; page 101 draws results/bench
+	$(BIN)/python benchmarks/bench.py
 
 # One stamp an extra: made again when the requirements change, skipped otherwise.
 .venv/.%: settings.ini setup.py

@@ -67,8 +67,8 @@ class Recipe:
         return Clip(self.frames, self.stride, self.size, self.rate, self.picture, self.resize)
 
 # %% ../../nbs/learning/30_recipe.ipynb #1668d5fb
-GPU = dict(videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=64)
-GPU |= dict(steps=3000, warmup=200)
+GPU = dict(videos=20_000, frames=16, size=64, length=256, backbone='r3d_18', batch=64)
+GPU |= dict(steps=400, warmup=40)
 
 REAL = dict(data='weizmann', size=64, picture='frame', resize=(64, 85), stride=2, batch=24)
 REAL |= dict(steps=400, flip=0.5)

@@ -332,7 +332,7 @@ _UCF101 |= dict(queue=131_072, momentum=0.999, hidden=2048)
 # %% ../../nbs/papers/61_mcl.ipynb #2ef0b51a
 PRESETS = {
     'tiny': Config(batch=64, steps=700, crop=0.6, momentum=0.9),
-    'gpu': Config(**GPU, queue=16_384, momentum=0.999, hidden=512, flow='tvl1-fast'),
+    'gpu': Config(**GPU | dict(batch=32), queue=4096, momentum=0.99, hidden=512, flow='tvl1-fast'),
     'real': Config(**REAL, crop=0.6, momentum=0.9),
     'paper': Config(**_UCF101),
     'official': Config(**_UCF101, **CODE),

@@ -450,7 +450,7 @@ def balanced(
 # %% ../../nbs/papers/51_provico.ipynb #f92fb02f
 PRESETS = {
     'tiny': Config(**balanced(128)),
-    'gpu': Config(**GPU, precision='bf16', mine_after=1000, **balanced(256)),
+    'gpu': Config(**GPU | dict(batch=32), precision='bf16', mine_after=130, **balanced(256)),
     'real': Config(**REAL | dict(batch=16), mine_after=150, **balanced(128)),
     'paper': Config(**PAPER, clips=4, mine_after=5000, **balanced(256)),
 }

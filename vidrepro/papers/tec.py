@@ -229,7 +229,7 @@ def loss(
 # %% ../../nbs/papers/40_tec.ipynb #bd2ebab5
 PRESETS = {
     'tiny': Config(),
-    'gpu': Config(**GPU | dict(batch=128), precision='bf16', hidden=1024),
+    'gpu': Config(**GPU, precision='bf16', hidden=1024),
     'real': Config(**REAL, speeds=(1, 2, 4)),
     'paper': Config(**PAPER, hidden=1024),
 }

@@ -8,6 +8,7 @@ __all__ = ['missing', 'spelled', 'read_run', 'start', 'obey', 'look_after', 'run
 # %% ../../nbs/runs/47_pool.ipynb #4128f69f
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -141,15 +142,17 @@ def run_suite(
     device: str | None = None,  # `cpu`, `cuda`; none: the best there is
     jobs: int = 1,  # processes at a time
     root: Path | None = None,  # folder of cards
+    seconds: float = math.inf,  # after which what still runs is stopped and saved
 ) -> list[str]:  # names of runs that failed; their logs say why
     "Run what has no card yet, a process each, with a bar for each."
     todo, active, failed, making = missing(runs, root), {}, [], {}
+    over = lambda end=time.monotonic() + seconds: time.monotonic() > end
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
     columns += TimeRemainingColumn(), TextColumn('{task.fields[last]}')
     with deferred_stop() as asked, Bars(*columns, refresh_per_second=2) as bars:
         whole = bars.add_task('all runs', total=len(runs), completed=len(runs) - len(todo), last='')
         try:
-            while (todo or active) and not asked.is_set():
+            while (todo or active) and not (asked.is_set() or over()):
                 _fill_up(todo, active, making, bars, (folder, device, root, jobs))
                 time.sleep(0.5)
                 failed += look_after(active, bars, whole, folder)
