@@ -39,7 +39,7 @@ def frame_difference(
 def pixels(
     clips: Float[Tensor, "b 3 t h w"],  # network input
     side: int = 8,  # of a small picture, pixels
-    steps: int = 4,  # small pictures of a clip
+    steps: int = 2,  # small pictures of a clip
 ) -> Float[Tensor, "b d"]:  # all of them, one after the other
     "The clip, small and slow."
     return F.adaptive_avg_pool3d(clips, (steps, side, side)).flatten(1)

@@ -36,11 +36,12 @@ class Score:
     chance: float  # what one gets without looking at the features
     n: int  # number of test videos
     protocol: dict = field(default_factory=dict)  # views, classifier, split, how chosen
-    hits: tuple[float, ...] = field(default=(), repr=False)  # of each test video, in order
+    hits: Tensor | None = field(default=None, compare=False)  # a number a video, `value` their mean
+    videos: Tensor | None = field(default=None, compare=False)  # which videos, in order
 
     def to_dict(self) -> dict:  # plain values, for a run card
         "Every field but the hits, ready for `json.dumps`."
-        return {k: v for k, v in asdict(self).items() if k != "hits"}
+        return {k: v for k, v in asdict(self).items() if k not in ("hits", "videos")}
 
     def __repr__(self) -> str:
         return (
@@ -94,10 +95,11 @@ def make_score(
     units: Int[Tensor, "m"] | None = None,  # video of each row; None: one row a video
 ) -> Score:  # mean with its interval
     "The mean of `correct` as a `Score`."
-    low, high = bootstrap(correct, units)
+    low, high, value = *bootstrap(correct, units), correct.double().mean().item()
     total, count = video_sums(correct, units)
-    value, hits = correct.double().mean().item(), tuple((total / count).tolist())
-    return Score(name, value, low, high, chance, len(hits), protocol, hits)
+    hits = total if (count == 1).all() else value + (total - value * count) / count.mean()
+    videos = torch.arange(len(correct)) if units is None else units.cpu().unique()
+    return Score(name, value, low, high, chance, len(hits), protocol, hits, videos)
 
 # %% ../../nbs/evaluation/32_probes.ipynb #a7e7a423
 @contextmanager
@@ -337,7 +339,7 @@ linear_svm = partial(probe, svm, name="linear SVM")
 knn = partial(probe, nearest, name="kNN")
 
 # %% ../../nbs/evaluation/32_probes.ipynb #ad501e9f
-COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of Eq. (5)
+COSTS = (0.01, 0.1, 1.0, 10.0)  # C of Eq. (5), times the number of columns
 
 
 def inner_folds(
@@ -363,7 +365,7 @@ def scaled_svm(
     train_y: Int[Tensor, "N"],  # training labels
     test_x: Float[Tensor, "m d"],  # test features
     groups: Int[Tensor, "N"] | None = None,  # training rows that belong together when choosing
-    costs: tuple[float, ...] = COSTS,  # smallest first
+    costs: tuple[float, ...] = COSTS,  # C times the number of columns, smallest first
 ) -> tuple[Int[Tensor, "m"], dict]:  # predicted labels and how they were obtained
     "Linear SVM on standardized features, C by Eq. (5)."
     from sklearn.model_selection import GridSearchCV
@@ -374,13 +376,13 @@ def scaled_svm(
     if len(train_y.unique()) < 2:
         raise InputError("train labels", "one class", "give at least two classes")
     model = make_pipeline(StandardScaler(), LinearSVC(dual=False, max_iter=10000))
-    cost, chosen = 1 / train_x.shape[1], "fixed: too few groups to choose"
-    x, y = train_x.numpy(), train_y.numpy()
+    x, y, d = train_x.numpy(), train_y.numpy(), train_x.shape[1]
+    cost, chosen = 1 / d, "fixed: too few groups to choose"
     if folds := inner_folds(train_y, groups):
-        search = GridSearchCV(model, {"linearsvc__C": costs}, cv=folds, refit=False).fit(x, y)
+        search = GridSearchCV(model, {"linearsvc__C": [c / d for c in costs]}, cv=folds, refit=False).fit(x, y)
         cost = search.best_params_["linearsvc__C"]
         whole = "" if groups is None else " of whole groups"
-        chosen = f"best of {list(costs)} in {len(folds)} inner folds{whole}"
+        chosen = f"best of {list(costs)} / {d} in {len(folds)} inner folds{whole}"
     model.set_params(linearsvc__C=cost).fit(x, y)
     how = {"classifier": "linear SVM, standardized features", "C": cost, "how chosen": chosen}
     return torch.from_numpy(model.predict(test_x.numpy())), how
