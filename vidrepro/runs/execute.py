@@ -184,15 +184,20 @@ def refuse_other(
 def evaluate(
     saved: Saved,  # a run
     device: str | None = None,  # `cpu`, `cuda`; none: the best there is
+    keep: dict | None = None,  # gets part -> source and features, of filmed videos
 ) -> list[Score]:  # everything that paper and data can tell
     "Score a run; videos that it was trained on are no test."
     place = pick_device(device)
-    ready = partial(nearby, device=place.type)
+    ready = partial(nearby, device=place.type, limit_gb=0)  # files are read once: no need to hold
     test = hashes(videos_of(saved.run, 'test'))
     if both := set(test.tolist()) & set(saved.seen().tolist()):
         given = f'{len(both)} of {len(test)} were trained on'
         raise InputError('test videos', given, 'give --data without them, or train anew')
-    return score(saved.network().to(place), saved.run, ready)
+    scores = score(saved.network().to(place), saved.run, ready, keep)
+    if not scores and not keep:
+        remedy = 'label them, in folders of classes or a list, or keep features only with --save'
+        raise InputError(f'videos of {saved.run.config.data}', 'no labels on one side', remedy)
+    return scores
 
 # %% ../../nbs/runs/46_execute.ipynb #49bb0a9b
 def execute(
