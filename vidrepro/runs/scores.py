@@ -159,7 +159,7 @@ def tenths(
 def _split_scores(
     a: Tensor,  # features of training videos
     b: Tensor,  # features of test videos
-    labels: tuple[Tensor, Tensor],  # classes of both
+    labels: list[Tensor],  # classes of both
     groups: Tensor | None,  # of both, one after the other
     about: dict,  # protocol
 ) -> list[Score]:  # retrieval, raw SVM, scaled SVM
