@@ -87,10 +87,13 @@ def extract_all(
     apart: str = '',  # the network whose clips are kept apart; of the others, means over clips
 ) -> dict[str, Float[Tensor, "N *n d"]]:  # name -> features, on the CPU
     "Features by several networks from one reading of the videos."
-    parts = {name: [] for name in networks}
+    out = {}
     for block in torch.arange(len(source)).split(max(1, batch_size // frames.shape[1])):
         held = InHand(source.clips(block, frames[block]))
         for name, network in networks.items():
             z = extract(network, held, held.frames, prepare, batch_size)
-            parts[name].append(z if name == apart else z.mean(1))
-    return {name: torch.cat(part) for name, part in parts.items()}
+            z = z if name == apart else z.mean(1)
+            if name not in out:  # room for all at once: many small pieces would scatter the memory
+                out[name] = torch.empty(len(source), *z.shape[1:])
+            out[name][block] = z
+    return out
