@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'RAW', 'clips_at_once', 'shown', 'features', 'score_digits', 'group_numbers', 'tenths', 'as_floor', 'seen_by',
-           'score_videos', 'untrained', 'score', 'beside']
+           'score_videos', 'untrained', 'score', 'beside', 'embedding_table', 'save_embeddings']
 
 # %% ../../nbs/runs/45_scores.ipynb #5d81c807
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..clips.contract import Clip, view
 from ..clips.sampling import tec_tuples, uniform_clips
+from ..core.files import InputError, atomic
 from ..core.random import generator
 from ..evaluation.baselines import extract_all, floors
 from vidrepro.evaluation.probes import (
@@ -283,3 +288,43 @@ def beside(
         if 'floor' in s.protocol:
             rows[s.protocol['of']][1][s.protocol['floor']] = s
     return list(rows.values())
+
+# %% ../../nbs/runs/45_scores.ipynb #0c2dcc46
+def embedding_table(
+    keep: dict[str, tuple],  # part -> source and features, from `score`
+) -> tuple[pd.DataFrame, Tensor]:  # path, label, group, split; `N n d`
+    "What the features of clips belong to."
+    parts = []
+    for part, (source, _) in keep.items():
+        items, classes = source.items.reset_index(drop=True), source.classes
+        names = [classes[k] if k >= 0 else '' for k in source.labels.tolist()]
+        parts.append(items[['path', 'group']].assign(label=names, split=part))
+    table = pd.concat(parts, ignore_index=True)[['path', 'label', 'group', 'split']]
+    return table, torch.cat([features for _, features in keep.values()])
+
+
+def save_embeddings(
+    place: str | Path,  # `FILE.npz`, `FILE.parquet`, `FILE.csv`, or a folder for all that can be
+    keep: dict[str, tuple],  # part -> source and features, from `score`
+) -> list[Path]:  # files written
+    "Features of clips and videos, with what they belong to."
+    arrow = bool(importlib.util.find_spec('pyarrow'))
+    files = [Path(place)]
+    if not files[0].suffix:
+        files = [files[0] / f'embeddings.{end}' for end in ('npz', 'parquet' if arrow else 'csv')]
+    if (end := files[0].suffix) not in ('.npz', '.parquet', '.csv'):
+        raise InputError('--save', str(place), 'name a folder, or a file .npz, .parquet or .csv')
+    if end == '.parquet' and not arrow:
+        raise InputError('--save', str(place), 'pip install pyarrow, or name a file .npz or .csv')
+    table, clips = embedding_table(keep)
+    videos = clips.mean(1).numpy()
+    columns = pd.DataFrame(videos, columns=[f'f{k}' for k in range(videos.shape[1])])
+    for file in files:
+        with atomic(file) as out:
+            if file.suffix == '.npz':
+                words = {name: table[name].to_numpy(str) for name in table}
+                np.savez(out, clips=clips.numpy(), videos=videos, **words)
+            else:
+                whole = pd.concat([table, columns], axis=1)
+                whole.to_csv(out, index=False) if file.suffix == '.csv' else whole.to_parquet(out)
+    return files
