@@ -284,7 +284,9 @@ def compare(
     # two at least
     data: Data = '',  # videos
     root: Root = '',  # folder of the videos of a card or list
-    page: Annotated[Path, typer.Option(help='HTML file to write.')] = Path('comparison.html'),  # one
+    page: Annotated[Path, typer.Option(help='HTML file to write.')] = Path(
+        'comparison.html'
+    ),  # one
     device: Device = None,  # where to compute
     threads: Threads = 0,  # of the processor
 ) -> None:
@@ -309,7 +311,9 @@ def compare(
         less = [f'{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {d.word}' for d in row.values()]
         table.add_row(m, *(f'{s.value:.3f}' for s in mine), *less, f'{mine[0].chance:.3f}')
     out.print(table)
-    about = f'{first.settings()["data"]}: {one[0].n} test videos; paired bootstrap over whole groups.'
+    about = (
+        f'{first.settings()["data"]}: {one[0].n} test videos; paired bootstrap over whole groups.'
+    )
     out.print(report.write_comparison(page, scores, floors, found, about))
     out.print(f'Page: {page}')
 

@@ -379,7 +379,9 @@ def scaled_svm(
     x, y, d = train_x.numpy(), train_y.numpy(), train_x.shape[1]
     cost, chosen = 1 / d, "fixed: too few groups to choose"
     if folds := inner_folds(train_y, groups):
-        search = GridSearchCV(model, {"linearsvc__C": [c / d for c in costs]}, cv=folds, refit=False).fit(x, y)
+        search = GridSearchCV(
+            model, {"linearsvc__C": [c / d for c in costs]}, cv=folds, refit=False
+        ).fit(x, y)
         cost = search.best_params_["linearsvc__C"]
         whole = "" if groups is None else " of whole groups"
         chosen = f"best of {list(costs)} / {d} in {len(folds)} inner folds{whole}"

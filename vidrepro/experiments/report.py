@@ -295,7 +295,9 @@ def write_comparison(
         f'<h1>{html.escape(answer)}</h1>',
         f'<p>{html.escape(about)}</p>',
         score_table(cards | beside, metrics),
-        picture(scores_figure(cards | beside, metrics), 'Scores with 95 % intervals; dotted: chance.'),
+        picture(
+            scores_figure(cards | beside, metrics), 'Scores with 95 % intervals; dotted: chance.'
+        ),
         f'<h2>Less {html.escape(first)}, video by video</h2>',
         difference_table(found),
     ]
