@@ -280,8 +280,9 @@ def differences(
 
 # %% ../../nbs/cli/94_train.ipynb #4966ffe9
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help='Folders of runs, or their checkpoints.')],
-    # two at least
+    runs: Annotated[
+        list[Path], typer.Argument(help='Folders of runs, or their checkpoints.')
+    ],  # two at least
     data: Data = '',  # videos
     root: Root = '',  # folder of the videos of a card or list
     page: Annotated[Path, typer.Option(help='HTML file to write.')] = Path(
