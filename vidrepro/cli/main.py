@@ -24,6 +24,7 @@ COMMANDS = {  # name -> module of `vidrepro.cli`, function or group in it, one s
     'demo': ('train', 'demo', 'Train TEC and a time-blind twin, compare them, write a report.'),
     'train': ('train', 'train', 'Train an encoder on your videos, a data set or painted ones.'),
     'evaluate': ('train', 'evaluate', 'Score a trained encoder, with intervals and chance.'),
+    'compare': ('train', 'compare', 'How runs differ, video by video, with floors; one page.'),
     'gradcam': ('pictures', 'gradcam', 'Where does an encoder look? A picture and a film.'),
     'flow': ('pictures', 'flow', 'Optical flow or motion boundaries of a video.'),
     'features': ('features', 'app', 'Features of long videos, in the formats that detectors read.'),

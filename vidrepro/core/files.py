@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -74,6 +75,19 @@ def _sibling(
     "A short name of the same ending."
     return path.with_name(f'.{_tag(path)}{secrets.token_hex(4)}.part{path.suffix[-16:]}')
 
+# %% ../../nbs/core/01_files.ipynb #85ede642
+def _share(
+    path: Path,  # just written
+) -> None:
+    "Rights of an ordinary new file, in place of the owner's only."
+    if not path.is_file() or stat.S_IMODE(path.stat().st_mode) != 0o600:
+        return
+    probe = _sibling(path)
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    path.chmod(stat.S_IMODE(os.fstat(handle).st_mode))
+    os.close(handle)
+    probe.unlink()
+
 # %% ../../nbs/core/01_files.ipynb #3642745c
 @contextmanager
 def atomic(
@@ -87,6 +101,7 @@ def atomic(
         yield temp
         if not temp.exists():
             raise InputError(path, 'nothing to rename', 'write to the path that `atomic` yields')
+        _share(temp)
         _sync(temp, *(p for p in temp.rglob('*') if p.exists()))
         if path.is_dir() and temp.is_dir():
             os.replace(path, old)
