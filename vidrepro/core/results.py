@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from .. import __version__
+import vidrepro
 from .files import InputError, atomic, project_dir
 
 # %% ../../nbs/core/03_results.ipynb #f93f6fab
@@ -52,9 +52,13 @@ LIMIT = 50 * 1024  # bytes a card may take
 
 def results_dir(
     start: str | Path = '.',  # where to begin to look
+    write: bool = False,  # to write: never the cards that came with the package
 ) -> Path:  # need not exist yet
-    "The `results/` folder next to `settings.ini`, else the one in the working directory."
-    return (project_dir(start) or Path(start).resolve()) / 'results'
+    "`results/` of the checkout, else of the working directory, else the cards of the package."
+    home = project_dir(start)
+    here = (home or Path(start).resolve()) / 'results'
+    packaged = Path(vidrepro.__file__).parent / 'results'
+    return packaged if not (write or home or here.exists()) and packaged.exists() else here
 
 # %% ../../nbs/core/03_results.ipynb #3c9ecb23
 def _card_path(
@@ -77,7 +81,7 @@ def versions() -> dict:  # package name -> version, or nothing where it is missi
             return None
 
     packages = {p: version(p) for p in ('av', 'scikit-learn', 'torch', 'torchvision')}
-    return dict(packages, python=platform.python_version(), vidrepro=__version__)
+    return dict(packages, python=platform.python_version(), vidrepro=vidrepro.__version__)
 
 # %% ../../nbs/core/03_results.ipynb #7920a445
 def _metric(
@@ -110,7 +114,7 @@ def save_run(
     **extra: object,  # more fields of the card
 ) -> Path:  # the card just written
     "Write one run card: small, sorted, whole or absent."
-    path = _card_path(name, root)
+    path = _card_path(name, root or results_dir(write=True))
     metrics = {k: _metric(k, v) for k, v in _plain(metrics, 'metrics').items()}
     card = dict(
         config=config,
