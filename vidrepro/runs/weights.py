@@ -29,7 +29,7 @@ from .methods import pick_method
 from .pool import missing
 from .run import Run, Saved, fill, open_run
 from .scores import features, score
-from .videos import videos_of
+from .videos import opened, videos_of
 
 # %% ../../nbs/runs/56_weights.ipynb #bdb5445d
 SHIPPED = Path(vidrepro.__file__).parent / 'weights'
@@ -98,7 +98,9 @@ class Encoder(nn.Module):
         return self.network.backbone(clips)
 
     def features(self, source: Any, n_clips: int = 10) -> Tensor:
-        "Features `N n d` of evenly spread clips of videos."
+        "Features `N n d` of evenly spread clips of a source, or of a folder or list of videos."
+        if isinstance(source, (str, Path)):
+            source = opened(dataclasses.replace(self.run.config, data=str(source), root=''))
         return features(self, self.clip, source, n_clips=n_clips)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -330,3 +332,8 @@ def release(
         rows[name] = report(saved, read(home), fresh, found)
         print(name, rows[name], flush=True)
     return pd.DataFrame(rows).T
+
+# %% ../../nbs/runs/56_weights.ipynb #10400021
+if __name__ == '__main__' and '__file__' in globals():  # `python -m`, not a notebook
+    torch.set_num_threads(1)
+    print(release().to_string())
