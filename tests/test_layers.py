@@ -18,7 +18,8 @@ ROOMS = (
 def number(module, nbs=NBS):
     "The number of the notebook that a module comes from."
     room, name = module.split('.')[:2]
-    found = (int(p.name[:2]) for p in (nbs / room).glob(f'[0-9][0-9]_{name}.ipynb'))
+    found = (p.stem.removesuffix(f'_{name}') for p in (nbs / room).glob(f'*_{name}.ipynb'))
+    found = (int(text) for text in found if text.isdigit())
     return next(found, None)
 
 
@@ -127,4 +128,4 @@ def test_numbers_are_read():
     assert (
         number('core.files') == 1 and number('data.video') == 7 and number('data.nothing') is None
     )
-    assert re.match(r'\d\d_', next((NBS / 'core').glob('*.ipynb')).name)
+    assert re.match(r'\d\d\d?_', next((NBS / 'core').glob('*.ipynb')).name)

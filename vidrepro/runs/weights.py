@@ -81,7 +81,8 @@ class Encoder(nn.Module):
         about: dict,  # from `describe`
     ):
         super().__init__()
-        self.run, self.network, self.about = run, network.eval(), about
+        self.run, self.network, self.about = run, network, about
+        self.eval()
 
     @property
     def clip(self) -> Clip:
