@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import vidrepro
@@ -149,7 +149,7 @@ def model_card(
 ) -> str:  # content of `README.md`
     "The card of a network, in the form that the Hub reads."
     clip, s = about['clip'], about['settings']
-    front = 'library_name: vidrepro\nlicense: apache-2.0\npipeline_tag: video-classification'
+    front = 'library_name: vidrepro\nlicense: apache-2.0\npipeline_tag: feature-extraction'
     shown = (
         f'{clip["frames"]} frames, {clip["stride"]} apart, {clip["size"]} x {clip["size"]} pixels'
     )
@@ -172,7 +172,7 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / 'model.safetensors') as out:
-        save_file(packed(encoder.network.state_dict()), out, metadata={'format': 'pt'})
+        out.write_bytes(save(packed(encoder.network.state_dict()), {'format': 'pt'}))
     with atomic(folder / 'config.json') as out:
         out.write_text(json.dumps(encoder.about, indent=1, sort_keys=True) + '\n', encoding='utf-8')
     with atomic(folder / 'README.md') as out:
@@ -322,14 +322,14 @@ def release(
     rows = {}
     for name in names:
         saved, fresh = again(name, folder, root)
-        found = agreement(load_run(name, root=root), fresh)
+        card = load_run(name, root=root)
+        found = agreement(card, fresh)
         if not found.agrees.all():
             bad = found[~found.agrees.astype(bool)]
             raise InputError(f'run {name}', ', '.join(bad.index), 'its card says otherwise')
-        home = write(
-            Encoder(saved.run, saved.network(), describe(saved, fresh)),
-            Path(target or SHIPPED) / name,
-        )
+        about = describe(saved, dict(fresh, seconds=card['seconds'], device=card['device']))
+        home = Path(target or SHIPPED) / name
+        write(Encoder(saved.run, saved.network(), about), home)
         rows[name] = report(saved, read(home), fresh, found)
         print(name, rows[name], flush=True)
     return pd.DataFrame(rows).T
