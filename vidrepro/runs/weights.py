@@ -22,7 +22,7 @@ import vidrepro
 from ..clips.contract import Clip
 from ..clips.sampling import uniform_clips
 from ..core.files import InputError, atomic
-from ..core.results import load_run
+from ..core.results import list_runs, load_run
 from ..core.settings import from_json, to_json
 from .execute import execute, nearby
 from .methods import pick_method
@@ -255,15 +255,20 @@ def run_of(
 
 
 def agreement(
-    card: dict,  # the committed one
-    fresh: dict,  # of the run trained anew
-) -> pd.DataFrame:  # a row a score: both values, the width allowed, whether they agree
+    name: str,  # of the committed card
+    fresh: dict,  # card of the run trained anew
+    root: Path | None = None,  # folder of the committed cards
+) -> pd.DataFrame:  # a row a score: both values, the ends of Eq. (1), whether it holds
     "Eq. (1) for every score."
-    rows = {}
-    for k, v in card['metrics'].items():
-        now, width = fresh['metrics'][k]['value'], v['high'] - v['low']
-        ok = abs(now - v['value']) <= max(width, 1e-9)
-        rows[k] = dict(card=v['value'], again=now, allowed=width, agrees=ok)
+    row, rows = name.rpartition('-s')[0], {}
+    seeds = [n for n in list_runs(row, root) if n.rpartition('-s')[0] == row]
+    cards = [load_run(n, root=root)['metrics'] for n in seeds]
+    mine, theirs = load_run(name, root=root)['metrics'], fresh['metrics']
+    for k in (k for k in mine if k in theirs):
+        now, known = theirs[k]['value'], [c[k] for c in cards if k in c]
+        low, high = min(c['low'] for c in known), max(c['high'] for c in known)
+        ok = low - 1e-9 <= now <= high + 1e-9
+        rows[k] = dict(card=mine[k]['value'], again=now, low=low, high=high, agrees=ok)
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/runs/56_weights.ipynb #f81dc8b0
@@ -305,9 +310,9 @@ def report(
     "What a release is judged by."
     scores = score(encoder.network, encoder.run, partial(nearby, device='cpu'))
     moved = {s.name: abs(s.value - fresh['metrics'][s.name]['value']) for s in scores}
-    nearest = ((found.again - found.card).abs() / found.allowed.clip(lower=1e-9)).max()
     return dict(
-        agree=f'{int(found.agrees.sum())} of {len(found)}', furthest=round(float(nearest), 2),
+        agree=f'{int(found.agrees.sum())} of {len(found)}',
+        same=int((found.again == found.card).sum()),
         features=rounding(saved, encoder), scores=max(moved.values()), R1=moved.get('R@1'),
     )  # fmt: skip
 
@@ -323,7 +328,7 @@ def release(
     for name in names:
         saved, fresh = again(name, folder, root)
         card = load_run(name, root=root)
-        found = agreement(card, fresh)
+        found = agreement(name, fresh, root)
         if not found.agrees.all():
             bad = found[~found.agrees.astype(bool)]
             raise InputError(f'run {name}', ', '.join(bad.index), 'its card says otherwise')
