@@ -244,10 +244,11 @@ def run(
 ) -> None:
     "Train and score whatever run card of a table is missing."
     readers = dict(localization=localization, captioning=captioning)
-    tables = suites(root, seeds) | {
-        'localization': localization.rows(range(seeds), root),
-        'captioning': captioning.rows(range(seeds)),
+    numbers = range(seeds)
+    places = {
+        name: localization.rows(numbers, root=root, suite=name) for name in localization.TABLES
     }
+    tables = suites(root, seeds) | places | {'captioning': captioning.rows(numbers)}
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:
         raise InputError('suite', repr(suite), f'use one of {", ".join(todo)}')
@@ -256,8 +257,8 @@ def run(
     there = len(tables[suite]) - len(todo[suite])
     out.print(f'{suite}: {there} of {len(tables[suite])} cards are in {results_dir()}')
     runs = todo[suite][: limit or None]
-    if suite in readers:
-        readers[suite].run_rows(runs, folder, None, device)
+    if (reader := suite.partition('-')[0]) in readers:
+        readers[reader].run_rows(runs, folder, None, device)
     elif runs:
         run_all(runs, folder, device, jobs, None)
 

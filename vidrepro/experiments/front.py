@@ -114,7 +114,7 @@ def _shown(
 
 def readme(
     index: Path,  # `nbs/index.ipynb`
-    until: str = '## All pages',  # first heading that is left out
+    until: str = '## Videos that need no download',  # first heading that is left out
 ) -> str:  # content of `README.md`
     "README, from the stored cells and outputs of the index."
     texts = [_shown(c) for c in json.loads(Path(index).read_text(encoding='utf-8'))['cells']]
