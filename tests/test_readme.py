@@ -92,3 +92,11 @@ def test_contributing():
     targets = set(re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), re.M))
     named = set(re.findall(r'(?:^|`)make ([a-z]+)', text, re.M)) - {'gpu'}
     assert {'test', 'sync', 'hooks', 'weights'} <= named <= targets, named - targets
+
+
+def test_nbdev_prepare_leaves_readme_alone():
+    "nbdev would have Quarto make another README: the notebook that it looks for is not there."
+    from nbdev.config import get_config
+
+    cfg = get_config(path=ROOT)
+    assert not (cfg.nbs_path / cfg.readme_nb).exists()
