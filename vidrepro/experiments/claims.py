@@ -106,7 +106,7 @@ def on_the_floor(
     chances = [c['protocol'].get(claim.metric, {}).get('chance') for c in cards]
     if None in chances or not chances:
         return False
-    return (
+    return bool(
         max(np.mean(list(by_seed(r, claim.metric, root).values())) for r in rows) - np.mean(chances)
         <= claim.margin
     )
