@@ -336,10 +336,10 @@ def release(
         home = Path(target or SHIPPED) / name
         write(Encoder(saved.run, saved.network(), about), home)
         rows[name] = report(saved, read(home), fresh, found)
-        print(name, rows[name], flush=True)
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/runs/56_weights.ipynb #10400021
 if __name__ == '__main__' and '__file__' in globals():  # `python -m`, not a notebook
     torch.set_num_threads(1)
-    print(release().to_string())
+    for name in RELEASED:
+        print(release((name,)).to_string(), flush=True)
