@@ -70,7 +70,6 @@ root = typer.Typer(
     cls=Lazy,
     name='vidrepro',
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=dict(help_option_names=['-h', '--help']),

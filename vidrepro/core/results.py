@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+import vidrepro
 from .files import InputError, atomic, project_dir
 
 # %% ../../nbs/core/03_results.ipynb #f93f6fab
@@ -126,9 +126,13 @@ LIMIT = 50 * 1024  # bytes a card may take
 
 def results_dir(
     start: str | Path = '.',  # where to begin to look
+    write: bool = False,  # to write: never the cards that came with the package
 ) -> Path:  # need not exist yet
-    "The `results/` folder next to `settings.ini`, else the one in the working directory."
-    return (project_dir(start) or Path(start).resolve()) / 'results'
+    "`results/` of the checkout, else of the working directory, else the cards of the package."
+    home = project_dir(start)
+    here = (home or Path(start).resolve()) / 'results'
+    packaged = Path(vidrepro.__file__).parent / 'results'
+    return packaged if not (write or home or here.exists()) and packaged.exists() else here
 
 # %% ../../nbs/core/03_results.ipynb #3c9ecb23
 def _card_path(
@@ -151,7 +155,7 @@ def versions() -> dict:  # package name -> version, or nothing where it is missi
             return None
 
     packages = {p: version(p) for p in ('av', 'scikit-learn', 'torch', 'torchvision')}
-    return dict(packages, python=platform.python_version(), vidrepro=__version__)
+    return dict(packages, python=platform.python_version(), vidrepro=vidrepro.__version__)
 
 # %% ../../nbs/core/03_results.ipynb #7920a445
 def _metric(
@@ -230,7 +234,7 @@ def save_run(
     **extra: Any,  # more fields of the card
 ) -> Path:  # the card just written
     "Write one run card: small, sorted, whole or absent."
-    path = _card_path(name, root)
+    path = _card_path(name, root or results_dir(write=True))
     metrics = {k: _metric(k, v) for k, v in _plain(metrics, 'metrics').items()}
     card = dict(config=config, metrics=metrics, curve=thin(curve), seed=seed, protocol=protocol)
     card |= dict(data=data, device=str(device), seconds=round(float(seconds), 1))

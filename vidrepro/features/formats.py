@@ -20,14 +20,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float32
 
 # %% ../../nbs/features/67_formats.ipynb #29b52f79
-from ..core.files import InputError, atomic
+from ..core.files import InputError, atomic, need
 from ..data.clock import released_count, slack
 from ..data.shards import write_shard
 from ..data.video import VideoError, frame_times
@@ -143,7 +142,7 @@ def write_h5(
     items: Named,  # features
 ) -> None:
     "One HDF5 file, a dataset a video, compressed as TSP's are."
-    with h5py.File(folder / 'features.h5', 'w') as file:
+    with need('h5py', 'h5').File(folder / 'features.h5', 'w') as file:
         for key, features in items:
             file.create_dataset(
                 key, data=features.array, chunks=True, compression='gzip', compression_opts=9
@@ -316,7 +315,7 @@ def read_array(
         elif file.suffix == '.pt':
             array = torch.load(file, weights_only=True).numpy()
         elif file.suffix in ('.h5', '.hdf5'):
-            with h5py.File(file) as opened:
+            with need('h5py', 'h5').File(file) as opened:
                 array = opened[key][:]
         else:
             remedy = 'needs .npy, .pt or .h5; a pickle can run code when it is read: convert it where you trust it'
@@ -349,7 +348,7 @@ def write_gvf(
     vectors: dict[str, Float32[np.ndarray, "d"]],  # from `gvf`
 ) -> None:
     "Global video features as TSP's training reads them."
-    with atomic(file) as temp, h5py.File(temp, 'w') as opened:
+    with atomic(file) as temp, need('h5py', 'h5').File(temp, 'w') as opened:
         for key, vector in vectors.items():
             opened.create_dataset(key, data=vector, compression='gzip', compression_opts=9)
 

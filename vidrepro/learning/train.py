@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -369,7 +369,7 @@ class Log(Callback):
 
 # %% ../../nbs/learning/31_train.ipynb #8dec17a4
 class TensorBoard(Callback):
-    "Copies each new row of the log to TensorBoard event files."
+    "Copies each new row of the log to TensorBoard event files, where it is installed."
 
     order = 21
 
@@ -377,11 +377,12 @@ class TensorBoard(Callback):
         self.folder, self.log, self.seen = folder, log, 0
 
     def before_fit(self, learn):
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds
+        self.seen, self.writer = len(self.log.rows), None
+        with suppress(ImportError):  # an extra; the log says the same
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds
 
-        self.seen = len(self.log.rows)
-        first = learn.accelerator.is_main_process
-        self.writer = SummaryWriter(str(self.folder), purge_step=learn.step) if first else None
+            if learn.accelerator.is_main_process:
+                self.writer = SummaryWriter(str(self.folder), purge_step=learn.step)
 
     def after_step(self, learn):
         for row in self.log.rows[self.seen :] if self.writer else ():
