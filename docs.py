@@ -234,6 +234,8 @@ def linked(text, page, known):
     def anchor(m):
         return f']({m[1]}#{re.sub(r"[^a-z0-9_-]", "", m[2].lower())})'
 
+    # Sphinx wraps formulas with a double backslash in an environment that refuses tags
+    text = re.sub(r'\$\$.*?\$\$', lambda m: re.sub(r'\\\\(\[\w+\])?', r'\\cr ', m[0]), text, flags=re.S)
     text = prose(text, lambda t: re.sub(r'(?<!`)`([\w.]+)`(?!`)', code, t))
     return re.sub(r'\]\(([\w./]*)#([^)]+)\)', anchor, text)
 
@@ -250,12 +252,16 @@ def sentence(text):
 
 
 def alt(source, before):
-    "Words for a picture: those given, or the sentence before it and what its axes are called."
+    "Words for a picture: those given, or the last sentences before it and what its axes are called."
     given = marks(source).get('fig-alt')
-    if given or not before:
+    words = [w for w in re.split(r'(?<=[.?!:;]) ', sentence(before)) if w != 'Before you look:']
+    while len(' '.join(words)) > 250 and len(words) > 1:
+        del words[0]
+    text = ' '.join(words)
+    if given or len(text) < 20:
         return given
-    axes = re.findall(r"(?:title|label|suptitle)\w*[=(]\s*'([^'{}]+)'", source)
-    return sentence(before)[-300:] + (f' Labels: {", ".join(dict.fromkeys(axes))}.' if axes else '')
+    axes = re.findall(r"(?:title|label|suptitle)\w*[=(]\s*'([^'{}$]+)'", source)
+    return text + (f' Labels: {", ".join(dict.fromkeys(axes))}.' if axes else '')
 
 
 def width(data):
