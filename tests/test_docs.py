@@ -259,7 +259,13 @@ def browse(site, names, folder, seconds=170):
     handler = partial(Handler, directory=str(site), harness=harness, queue=queue)
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
-    flags = ['--headless', '--hide-scrollbars', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}']
+    flags = [
+        '--headless',
+        '--hide-scrollbars',
+        '--no-sandbox',
+        '--disable-gpu',
+        f'--user-data-dir={folder}',
+    ]
     url = f'http://127.0.0.1:{server.server_port}/harness'
     window = [
         '--window-size=1500,1000',
