@@ -28,17 +28,26 @@ def style() -> None:
     "Seaborn's ticks in nine points, 144 dots an inch."
     small = dict.fromkeys(('xtick.labelsize', 'ytick.labelsize', 'legend.fontsize'), 8)
     text = dict.fromkeys(('font.size', 'axes.labelsize', 'axes.titlesize'), 9)
-    rest = {'figure.dpi': 144, 'axes.spines.top': False, 'axes.spines.right': False}
+    rest = {
+        'figure.dpi': 144,
+        'figure.figsize': (4, 2.4),
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+    }
+    edges = {'patch.force_edgecolor': False, 'patch.edgecolor': 'black'}
     lines = {'lines.linewidth': 1.2, 'lines.markersize': 4, 'legend.frameon': False}
-    sns.set_theme('paper', 'ticks', 'colorblind', rc={**small, **text, **rest, **lines})
+    sns.set_theme('paper', 'ticks', 'colorblind', rc={**small, **text, **rest, **edges, **lines})
 
 # %% ../../nbs/core/38_pages.ipynb #98ef5de4
 def legend_beside(
-    ax: Axes,  # axes whose labelled artists are listed
-    title: str = '',  # heading of the list
+    ax: Axes,  # axes that the list stands beside: the last panel of a row
+    of: Axes | None = None,  # axes whose labelled artists are listed, if not the same
 ) -> Legend:  # the legend, outside the axes
-    "A legend to the right of the axes, where no curve is."
-    return ax.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), title=title, borderaxespad=0.3)
+    "A legend to the right of the axes, where no curve is; a label that is used twice is listed once."
+    handles, labels = (of or ax).get_legend_handles_labels()
+    once = dict(zip(labels[::-1], handles[::-1]))
+    at = dict(loc='upper left', bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3)
+    return ax.legend(list(once.values())[::-1], list(once)[::-1], **at)
 
 # %% ../../nbs/core/38_pages.ipynb #212c364c
 LOOKS = {
