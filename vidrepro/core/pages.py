@@ -31,6 +31,7 @@ def style() -> None:
     rest = {
         'figure.dpi': 144,
         'figure.figsize': (4, 2.4),
+        'svg.hashsalt': 'vidrepro',
         'axes.spines.top': False,
         'axes.spines.right': False,
     }
