@@ -235,7 +235,9 @@ def linked(text, page, known):
         return f']({m[1]}#{re.sub(r"[^a-z0-9_-]", "", m[2].lower())})'
 
     # Sphinx wraps formulas with a double backslash in an environment that refuses tags
-    text = re.sub(r'\$\$.*?\$\$', lambda m: re.sub(r'\\\\(\[\w+\])?', r'\\cr ', m[0]), text, flags=re.S)
+    text = re.sub(
+        r'\$\$.*?\$\$', lambda m: re.sub(r'\\\\(\[\w+\])?', r'\\cr ', m[0]), text, flags=re.S
+    )
     text = prose(text, lambda t: re.sub(r'(?<!`)`([\w.]+)`(?!`)', code, t))
     return re.sub(r'\]\(([\w./]*)#([^)]+)\)', anchor, text)
 
@@ -389,6 +391,10 @@ def write(pages):
     for folder in ('api', '_static', '_extra/notebooks'):
         (SOURCE / folder).mkdir(parents=True)
     known, bad = names(pages), []
+    asides = [p for p in NBS.rglob('*') if p.suffix in ('.png', '.jpg', '.svg', '.gif')]
+    for path in asides:  # pictures that prose shows
+        (SOURCE / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, SOURCE / path.relative_to(NBS))
     for page in pages:
         nb, missing = chapter(page, known, url)
         bad += missing
