@@ -27,6 +27,7 @@ EXPECTED = {
     'activitynet',
     'thumos14',
     'weizmann',
+    'tennis7',
     'moving_digits',
 }
 

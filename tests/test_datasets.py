@@ -740,6 +740,7 @@ def test_tsp_csv(tmp_path):
         ),
         ('thumos14', 'thumos14_gtad', 1, dict(validation=200, test=213), 20, 3096 + 3457),
         ('weizmann', '../weizmann', 1, dict(train=60, test=30), 10, 90),
+        ('tennis7', '../tennis7', 1, dict(train=252, test=119), 7, 371),
     ],
 )
 def test_official(data_dir, tmp_path, name, place, fold, stated, classes, items):

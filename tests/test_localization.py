@@ -280,7 +280,7 @@ class TestCards:
         script = Script(2, background=('orbit-cw', 'orbit-ccw'), actions=(1, 2))
         tables = compose(parts, tmp_path, 3, script)
         task = Filmed(train=3, test=3)
-        cfg = replace(tsp.PRESETS['real'], size=32, classes=0, steps=0, batch=4)
+        cfg = replace(tsp.PRESETS['real'], size=32, batch=4, classes=0, steps=0)
         run = Run('tsp/real/toy-s0', 'tsp', replace(cfg, root=str(tmp_path)))
         row = Row(run, 'bmn', 0, task, TOY, str(tmp_path))
         source = footage(task, 'test', cfg, str(tmp_path))

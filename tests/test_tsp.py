@@ -442,3 +442,19 @@ def test_the_cross_of_span_and_looks():
         clip = replace(tsp.PRESETS['tiny'], **tsp.ABLATION[row]).clip
         assert (clip.span, clip.frames) == (span, looks)
     assert {r.name for r in suites()['tsp-grid']} <= {r.name for r in suites()['tsp-ablation']}
+
+
+def test_logits_are_those_of_the_released_heads():
+    "fc1 on the local feature, fc2 on local and global feature, in this order."
+    torch.manual_seed(0)
+    net, x, g = TSP(Config()).eval(), torch.randn(2, 3, 8, 32, 32), torch.randn(2, 128)
+    with torch.no_grad():
+        action, region = net(x, g)
+        f = net.backbone(x)
+        fc1, fc2 = (h.state_dict() for h in (net.action, net.region))
+        first = F.linear(f, fc1['weight'], fc1['bias'])
+        second = F.linear(torch.cat([f, g], dim=1), fc2['weight'], fc2['bias'])
+    torch.testing.assert_close(action, first, atol=1e-6, rtol=0)
+    torch.testing.assert_close(region, second, atol=1e-6, rtol=0)
+    turned = F.linear(torch.cat([g, f], dim=1), fc2['weight'], fc2['bias'])
+    assert (turned - region).abs().max() > 1e-3

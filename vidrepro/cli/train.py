@@ -244,11 +244,10 @@ def run(
 ) -> None:
     "Train and score whatever run card of a table is missing."
     readers = dict(localization=localization, captioning=captioning)
-    numbers = range(seeds)
-    places = {
-        name: localization.rows(numbers, root=root, suite=name) for name in localization.TABLES
+    tables = suites(root, seeds) | {
+        'captioning': captioning.rows(range(seeds)),
+        **{name: localization.rows(range(seeds), root, name) for name in localization.TABLES},
     }
-    tables = suites(root, seeds) | places | {'captioning': captioning.rows(numbers)}
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:
         raise InputError('suite', repr(suite), f'use one of {", ".join(todo)}')

@@ -371,7 +371,7 @@ def detection_card(
     row: Row,  # with a detector
     folder: Path,  # runs are kept here
     device: str | None = None,  # to encode on
-) -> tuple[dict, dict, list, dict]:  # metrics, protocol, curve; example, videos and hits
+) -> tuple[dict, dict, list, dict]:  # metrics, protocol, curve; example, videos, hits
     "Features, detector, measures."
     task, cfg = row.task, clip_of(row.encoder)
     rows, span = features_of(row.encoder, task, folder, device, row.root), cfg.clip.span
@@ -392,8 +392,8 @@ def detection_card(
     protocol = {k: dict(about, chance=chance.get(k, 0.0)) for k in values}
     data = {p: s.videos.describe() for p, s in stretches.items()}
     of = f'{fingerprint(stretches["test"].videos)} in {len(hits["mAP"])} groups'
-    extra = dict(example=shown(found, test), data=data, hits={k: (of, h) for k, h in hits.items()})
-    return values, protocol, model.rows, extra
+    extra = dict(example=shown(found, test), hits={k: (of, h) for k, h in hits.items()})
+    return values, protocol, model.rows, dict(extra, data=data)
 
 # %% ../../nbs/experiments/88_localization.ipynb #52d807d3
 def probe_card(
@@ -473,9 +473,7 @@ def rows(
 ) -> list[Row]:  # in the order in which to run them
     "A whole table."
     table, task = TABLES[suite]
-    known = {
-        r.name: r for name, runs in suites(root).items() if name[:3] in 'tsp tec' for r in runs
-    }
+    known = {r.name: r for runs in suites(root, max(seeds) + 1).values() for r in runs}
     return [
         Row(known[f'{name}-s{seed}'], reader, seed, task, root=root)
         for names, readers in table
@@ -546,6 +544,8 @@ STATEMENTS = [  # name, row ahead, other row, metric, source, text
     ('looks', 'seconds-16-bmn', 'seconds-4-bmn', 'unnamed mAP', 'a reader',
      'More looks at the same seconds help detection.'),
 ]  # fmt: skip
+
+# %% ../../nbs/experiments/88_localization.ipynb #07afb70f
 STATEMENTS += [
     ('short-span', 'span-8-looks-8-bmn', 'span-32-looks-8-bmn', 'unnamed mAP, short', 'a reader',
      'At equal looks, short clips find short actions better than long clips.'),

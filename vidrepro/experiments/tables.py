@@ -84,6 +84,7 @@ def twins(
 def more_of_tsp(
     root: str,  # folder of untrimmed videos
     real: list[Run],  # the twins on Weizmann, and a random encoder
+    seeds: Iterable[int],  # of every row
 ) -> dict[str, list[Run]]:  # by name
     "The cross of span and looks, transfer, and real footage."
     paper = pick_method('tsp')
@@ -92,13 +93,13 @@ def more_of_tsp(
     tennis = {f'tennis-{row}': dict(classes=5) | change for row, change in both.items()}
     tennis['random-tennis'] = tennis.pop('tennis-random')  # the only row without a start
     about = dict(data='tennis7-untrimmed', flip=0.0, root=root)
-    begun = lambda runs: [with_start(r) for r in runs]
+    begun = lambda *table, **more: [with_start(r) for r in grid('tsp', *table, seeds, **more)]
     cross = {row: paper.ABLATION[row] for row in paper.GRID.values()}
     return {
-        'tsp-grid': begun(grid('tsp', 'tiny', cross)),
-        'tsp-transfer': begun(grid('tsp', 'tiny', paper.TRANSFER)),
-        'tsp-real': real + begun(grid('tsp', 'real', few, root=root)),
-        'tsp-tennis': begun(grid('tsp', 'real', tennis, **about)),
+        'tsp-grid': begun('tiny', cross),
+        'tsp-transfer': begun('tiny', paper.TRANSFER),
+        'tsp-real': real + begun('real', few, root=root),
+        'tsp-tennis': begun('real', tennis, **about),
     }
 
 # %% ../../nbs/experiments/85_tables.ipynb #041e634a
@@ -120,7 +121,7 @@ def suites(
     tables['tec-real'] += real('tec', {'random': dict(steps=0)})
     tables['tec-real'] += real('supervised', {'supervised': {}}) + real('supervised', people)
     tables['tsp-real'] += real('tsp', {'random': dict(steps=0)})
-    return tables | more_of_tsp(root, tables['tsp-real'])
+    return tables | more_of_tsp(root, tables['tsp-real'], range(seeds))
 
 # %% ../../nbs/experiments/85_tables.ipynb #b2d4efea
 def cost(
