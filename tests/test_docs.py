@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VOID = 'area base br col embed hr img input link meta source track wbr'.split()
+DOT = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
 RAW = {  # what no reader should meet outside code
     'a row of a Markdown table': r'\|\s*:?-{3,}',
     'attributes of another renderer': r'\{target=|\{\.\w|:::',
@@ -152,7 +153,7 @@ def test_pictures_have_words(pages):
 
 
 def test_a_picture_without_words_stops_the_build(tmp_path):
-    out = dict(output_type='display_data', metadata={}, data={'image/png': 'iVBORw0KGgo='})
+    out = dict(output_type='display_data', metadata={}, data={'image/png': DOT})
     code = dict(
         cell_type='code', id='b', metadata={}, execution_count=None, source='', outputs=[out]
     )
