@@ -21,6 +21,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
 from ..core.files import atomic
+from ..core.pages import legend_beside
 from ..digits.moving_digits import MOTIONS, MovingDigits
 from ..evaluation.comparison import Difference
 from ..evaluation.probes import Score
@@ -73,7 +74,7 @@ def curves_figure(
             ax.plot([r['step'] for r in rows], [r[term] for r in rows], label=title, lw=1)
         ax.set_title(term, fontsize=9)
         ax.tick_params(labelsize=7)
-    axes[0, 0].legend(fontsize=7)
+    legend_beside(axes[0, -1], of=axes[0, 0])
     fig.tight_layout()
     return fig
 
@@ -112,7 +113,7 @@ def scores_figure(
         )
     ax.set(xticks=[i + 0.4 - width / 2 for i in range(len(metrics))], ylim=(0, 1))
     ax.set_xticklabels([m.replace(" ", "\n") for m in metrics], fontsize=8)
-    ax.legend(fontsize=8)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
 
@@ -131,7 +132,7 @@ def map_figure(
             ax.scatter(*at[source.labels == m].T, s=5, color=plt.cm.tab20(m), label=name)
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=9)
-    axes[0, -1].legend(fontsize=6, loc='center left', bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[0, -1])
     fig.tight_layout()
     return fig
 
