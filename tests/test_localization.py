@@ -112,13 +112,13 @@ class TestAxis:
             np.stack([(np.arange(k) * every + span / 2) / 15.0] * 2, 1).astype(np.float32)
             for k in n
         ]
-        for e in examples_of(source, seconds, every, span):
+        for e in examples_of(source.segments(), seconds, every, span):
             middle = e.begin + (np.arange(len(e.features)) + 0.5) * e.duration / len(e.features)
             np.testing.assert_allclose(e.features[:, 0], middle, rtol=1e-5)
 
     def test_truth_is_that_of_the_script(self):
         source = painted(SMALL, 'train')
-        e = examples_of(source, [np.ones((9, 2), np.float32)] * 3, 4, 16)[1]
+        e = examples_of(source.segments(), [np.ones((9, 2), np.float32)] * 3, 4, 16)[1]
         actions = [
             (s.frames, source.digits.labels[s.item].item()) for s in source.scripts[1] if s.action
         ]
@@ -128,7 +128,10 @@ class TestAxis:
     def test_standardised(self):
         source, rng = painted(SMALL, 'train'), np.random.default_rng(0)
         made = examples_of(
-            source, [rng.normal(5, 3, (9, 2)).astype(np.float32) for _ in range(3)], 4, 16
+            source.segments(),
+            [rng.normal(5, 3, (9, 2)).astype(np.float32) for _ in range(3)],
+            4,
+            16,
         )
         a, b = standardised(made[:2], made[2:])
         every = np.concatenate([e.features for e in a])
@@ -245,7 +248,7 @@ class TestCards:
         rng, task = np.random.default_rng(0), Task(train=24, test=16)
         train, test = (
             examples_of(
-                s := painted(task, p),
+                (s := painted(task, p)).segments(),
                 [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths],
                 4,
                 16,

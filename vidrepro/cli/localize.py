@@ -41,6 +41,7 @@ from ..localize.detect import PRESETS, SMALL, Config, same_source, train_detecto
 from ..localize.doctor import compare, examine, find_features, plain, settle
 from vidrepro.localize.examples import (
     Example,
+    hop_of,
     read_examples,
     read_features,
     read_named,
@@ -280,6 +281,7 @@ def one_example(
     backbone: str | None,  # or a backbone
     weights: str,  # and its weights
     step: float | None,  # seconds from row to row
+    hop: int | None = None,  # samples from row to row, for features that are made
 ) -> Example:  # of this video
     "Features of a video, looked up or made."
     if (features is None) == (run is None and backbone is None):
@@ -296,8 +298,9 @@ def one_example(
             )
         return replace(read_features(files[name], step), name=name)
     network, title, words = pick_encoder(run, backbone, weights)
+    settings = Settings(words['clip'], hop or words['clip'].span)
     with tempfile.TemporaryDirectory() as folder:
-        done = extract(network, video, folder, Settings(**words), title, batch=8)
+        done = extract(network, video, folder, settings, title, batch=8)
         if done.failed:
             raise InputError(
                 f'video {video}', next(iter(done.failed.values())), 'give a video that can be read'
@@ -351,7 +354,8 @@ def show(
         detection.load_detector(model, str(pick_device(device))),
         probe(video).duration,
     )
-    example, truth = one_example(video, features, run, backbone, weights, step), None
+    encoder, truth = (features, run, backbone, weights, step), None
+    example = one_example(video, *encoder, hop_of(detector.source))
     same_source(detector, [example])
     if annotations:
         settle(examine(annotations), str(annotations))

@@ -244,8 +244,8 @@ def run(
     "Train and score whatever run card of a table is missing."
     readers = dict(localization=localization, captioning=captioning)
     tables = suites(root) | {
-        'localization': localization.rows(root=root),
         'captioning': captioning.rows(),
+        **{name: localization.rows(root=root, suite=name) for name in localization.TABLES},
     }
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:
@@ -255,8 +255,8 @@ def run(
     there = len(tables[suite]) - len(todo[suite])
     out.print(f'{suite}: {there} of {len(tables[suite])} cards are in {results_dir()}')
     runs = todo[suite][: limit or None]
-    if suite in readers:
-        readers[suite].run_rows(runs, folder, None, device)
+    if (reader := suite.partition('-')[0]) in readers:
+        readers[reader].run_rows(runs, folder, None, device)
     elif runs:
         run_all(runs, folder, device, jobs, None)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REACH', 'AGAIN', 'UNEVEN', 'FAR', 'SHARE', 'usual_steps', 'step_price', 'believed', 'longest_step', 'rises',
-           'shifted', 'mended', 'too_many', 'clock_note', 'slack', 'shown', 'sample_times', 'sample_count']
+           'shifted', 'mended', 'too_many', 'clock_note', 'slack', 'shown', 'sample_times', 'sample_count',
+           'released_count']
 
 # %% ../../nbs/data/06_clock.ipynb #95c7da75
 import math
@@ -179,3 +180,15 @@ def sample_count(
     "How many samples fit, Eq. (3)."
     length = duration if math.isnan(begin) else min(end, duration) - max(begin, 0.0)
     return max(int((length + 1e-6) * rate), 0)
+
+# %% ../../nbs/data/06_clock.ipynb #19a6813c
+def released_count(
+    frames: int,  # of the video
+    fps: float,  # its frames a second
+    rate: float,  # samples a second
+) -> int:  # samples
+    "The samples of a video as the authors of TSP count them."
+    step = fps / rate
+    if round(step) and abs(step - round(step)) < 1e-4 * step:  # 29.97 is no multiple of 15
+        return -(-frames // round(step))
+    return int(frames * rate / fps + 1e-6)

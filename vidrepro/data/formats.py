@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'READERS', 'SUBSETS', 'read_lines', 'read_json', 'numbered', 'parse_lines', 'read_ucf101', 'read_hmdb51',
            'kinetics_csvs', 'read_kinetics', 'read_diving48', 'read_activitynet_rows', 'read_thumos14', 'read_weizmann',
-           'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'drop_known_bad', 'counts']
+           'read_tennis7', 'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'drop_known_bad', 'counts']
 
 # %% ../../nbs/data/13_formats.ipynb #d5e613c0
 import json
@@ -225,20 +225,37 @@ def read_thumos14(
     return table.assign(label=numbered(table['class'], classes), group=table.video), classes
 
 # %% ../../nbs/data/13_formats.ipynb #7645b6f3
+def _read_split(
+    annotations: Path,  # the CSV, or its folder
+    name: str,  # of the CSV
+    header: str,  # its first line: file, label, group by whatever name, split
+) -> Rows:  # the clips, class names
+    "A table of four columns beside the videos."
+    file = annotations / name if annotations.is_dir() else annotations
+    columns = ('video', 'class', 'group', 'split')
+    pattern = ','.join(f'(?P<{column}>[^,]+)' for column in columns)
+    found, *lines = parse_lines(file, pattern, header)
+    if list(found.values()) != header.split(','):
+        raise InputError(f'{file}, line 1', list(found.values()), f'needs {header}')
+    table = pd.DataFrame(lines, columns=columns)
+    classes = sorted(set(table['class']))
+    return table.assign(label=numbered(table['class'], classes)), classes
+
+
 def read_weizmann(
     annotations: Path,  # split_subjects.csv, or its folder
     fold: int = 1,  # there is only one
 ) -> Rows:  # the clips, class names
     "Weizmann's split_subjects.csv: file, label, subject, split."
-    file = annotations / 'split_subjects.csv' if annotations.is_dir() else annotations
-    columns = ('video', 'class', 'group', 'split')
-    pattern = ','.join(f'(?P<{column}>[^,]+)' for column in columns)
-    header, *lines = parse_lines(file, pattern, 'file,label,subject,split')
-    if list(header.values()) != ['file', 'label', 'subject', 'split']:
-        raise InputError(f'{file}, line 1', list(header.values()), 'needs file,label,subject,split')
-    table = pd.DataFrame(lines, columns=columns)
-    classes = sorted(set(table['class']))
-    return table.assign(label=numbered(table['class'], classes)), classes
+    return _read_split(annotations, 'split_subjects.csv', 'file,label,subject,split')
+
+
+def read_tennis7(
+    annotations: Path,  # split_groups.csv, or its folder
+    fold: int = 1,  # there is only one
+) -> Rows:  # the clips, class names
+    "The split_groups.csv of tennis7: file, label, group, split."
+    return _read_split(annotations, 'split_groups.csv', 'file,label,group,split')
 
 
 READERS: dict[str, Callable[[Path, int], Rows]] = dict(
@@ -249,6 +266,7 @@ READERS: dict[str, Callable[[Path, int], Rows]] = dict(
     activitynet=read_activitynet_rows,
     thumos14=read_thumos14,
     weizmann=read_weizmann,
+    tennis7=read_tennis7,
 )
 
 # %% ../../nbs/data/13_formats.ipynb #17de174f

@@ -142,7 +142,7 @@ def caption_run(
     begin, task, span = time.perf_counter(), row.task, clip_of(row.encoder).clip.span
     rows = features_of(row.encoder, task, folder, device)
     sources = {p: painted(task, p) for p in SEEDS}
-    train, test = (examples_of(sources[p], rows[p], task.every, span) for p in SEEDS)
+    train, test = (examples_of(sources[p].segments(), rows[p], task.every, span) for p in SEEDS)
     written, references = ([captions_of(sources[p], a) for a in (0, 1)] for p in SEEDS)
     settings = row.seed, row.config, row.proposer
     values, floor, curve, captions = judge_captions(train, test, written, references, *settings)
@@ -161,7 +161,7 @@ def caption_run(
 TABLE = (
     ('tsp', 'tac'),
     ('no-gvf',),
-    ('tac-actions-only',),
+    ('tac-actions-only', 'boundary'),
     ('random',),
 )  # encoders of TSP's table, best first
 

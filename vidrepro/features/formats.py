@@ -28,6 +28,7 @@ from jaxtyping import Float32
 
 # %% ../../nbs/features/67_formats.ipynb #29b52f79
 from ..core.files import InputError, atomic
+from ..data.clock import released_count
 from ..data.shards import write_shard
 from ..data.video import VideoError, frame_times
 from .samples import slack
@@ -362,7 +363,12 @@ def expected_samples(
     index, seconds, end = frame_times(video)
     if not rate:
         return len(seconds)
-    return max(1, math.ceil((end - slack(float(index.tick))) * rate))
+    seen = max(1, math.ceil((end - slack(float(index.tick))) * rate))
+    gaps = np.diff(seconds)
+    if len(seconds) < 2 or gaps.max() > 1.25 * gaps.min():  # the rate varies
+        return seen
+    fps = (len(seconds) - 1) / float(seconds[-1])
+    return min(seen, max(released_count(len(seconds), fps, rate), 1))
 
 # %% ../../nbs/features/67_formats.ipynb #1f669445
 def check_features(
