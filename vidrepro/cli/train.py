@@ -39,7 +39,7 @@ from ..evaluation.probes import Score
 from ..experiments import captioning, localization, report
 from ..experiments import claims as verdicts
 from ..experiments.statements import CLAIMS
-from ..experiments.tables import suites
+from ..experiments.tables import cost, suites
 from ..learning.distributed import pick_device
 from ..runs import execute
 from ..runs.methods import pick_method, pick_preset
@@ -237,16 +237,18 @@ def run(
     root: Root = '',  # folder of the videos of a card or list
     device: Device = None,  # where to compute
     jobs: Annotated[int, typer.Option(min=1, help='Processes at a time.')] = 1,  # of this machine
+    seeds: Annotated[int, typer.Option(min=1, help='Seeds of every row.')] = 3,  # 0, 1, 2, ...
     limit: Annotated[
         int, typer.Option(min=0, help='Runs at most, most valuable first; 0: all.')
     ] = 0,  # of this call
 ) -> None:
     "Train and score whatever run card of a table is missing."
     readers = dict(localization=localization, captioning=captioning)
-    tables = suites(root) | {
-        'captioning': captioning.rows(),
-        **{name: localization.rows(root=root, suite=name) for name in localization.TABLES},
+    numbers = range(seeds)
+    places = {
+        name: localization.rows(numbers, root=root, suite=name) for name in localization.TABLES
     }
+    tables = suites(root, seeds) | places | {'captioning': captioning.rows(numbers)}
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:
         raise InputError('suite', repr(suite), f'use one of {", ".join(todo)}')
@@ -266,9 +268,12 @@ def list_suites(
     todo: dict[str, list],  # name -> runs without a card
 ) -> None:
     "How much of each table is there."
-    table = Table('suite', 'runs', 'cards here')
+    table = Table('suite', 'runs', 'cards here', 'core-seconds a run')
     for name, runs in todo.items():
-        table.add_row(name, str(len(tables[name])), str(len(tables[name]) - len(runs)))
+        seconds = cost(tables[name])
+        there = len(tables[name]) - len(runs)
+        words = '' if seconds is None else f'{seconds:.0f}'
+        table.add_row(name, str(len(tables[name])), str(there), words)
     out.print(table)
     out.print(f'Cards are read from {results_dir()}')
 

@@ -35,10 +35,12 @@ class Score:
     chance: float  # what one gets without looking at the features
     n: int  # number of test videos
     protocol: dict = field(default_factory=dict)  # views, classifier, split, how chosen
+    hits: Tensor | None = field(default=None, compare=False)  # a number a video, `value` their mean
+    videos: Tensor | None = field(default=None, compare=False)  # which videos, in order
 
     def to_dict(self) -> dict:  # plain values, for a run card
-        "Every field, ready for `json.dumps`."
-        return asdict(self)
+        "Every field but the hits, ready for `json.dumps`."
+        return {k: v for k, v in asdict(self).items() if k not in ("hits", "videos")}
 
     def __repr__(self) -> str:
         return (
@@ -92,9 +94,11 @@ def make_score(
     units: Int[Tensor, "m"] | None = None,  # video of each row; None: one row a video
 ) -> Score:  # mean with its interval
     "The mean of `correct` as a `Score`."
-    low, high = bootstrap(correct, units)
-    n = len(correct) if units is None else len(units.unique())
-    return Score(name, correct.double().mean().item(), low, high, chance, n, protocol)
+    low, high, value = *bootstrap(correct, units), correct.double().mean().item()
+    total, count = video_sums(correct, units)
+    hits = total if (count == 1).all() else value + (total - value * count) / count.mean()
+    videos = torch.arange(len(correct)) if units is None else units.cpu().unique()
+    return Score(name, value, low, high, chance, len(hits), protocol, hits, videos)
 
 # %% ../../nbs/evaluation/32_probes.ipynb #a7e7a423
 @contextmanager

@@ -198,4 +198,6 @@ STATEMENTS = [  # name, row ahead, other row, metric, source, text
      'TSP describes better than an encoder that looks at actions alone.'),
     ('learns', 'tsp', 'random', f'{METEOR}, proposals', 'sanity',
      'TSP features describe better than those of a random encoder.'),
+    ('boundary', 'tsp', 'boundary', f'{METEOR}, proposals', 'a reader',
+     'TSP describes better than a pretext about boundaries.'),
 ]  # fmt: skip

@@ -64,7 +64,7 @@ def _require_sense(
 # %% ../../nbs/papers/71_tsp.ipynb #177d86fe
 @dataclass(frozen=True)
 class Config(Recipe):
-    "Settings of TSP; with `region=0` of TAC, classification of actions alone."
+    "Settings of TSP; with `region=0` of TAC as released: the same rows, actions alone asked for."
 
     videos: int = 400  # untrimmed videos to train on, where they are painted
     stride: int = 2  # source frames a step of a clip [code: 15 of 30 frames a second]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['painted_on', 'nearby', 'learner', 'context', 'leave_no_trace', 'train', 'finished', 'refuse_other', 'evaluate',
-           'execute']
+           'hits_of', 'execute']
 
 # %% ../../nbs/runs/46_execute.ipynb #f7416131
 import dataclasses
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from ..core.files import InputError, locked
@@ -33,7 +34,17 @@ from vidrepro.learning.train import (
     read_log,
 )
 from .methods import hook, pick_method
-from .run import Run, Saved, about, fill, hashes, identity, open_run, save_run_file
+from vidrepro.runs.run import (
+    Run,
+    Saved,
+    about,
+    fill,
+    fingerprint,
+    hashes,
+    identity,
+    open_run,
+    save_run_file,
+)
 from .scores import score
 from .videos import told, videos_of
 
@@ -194,6 +205,15 @@ def evaluate(
         raise InputError('test videos', given, 'give --data without them, or train anew')
     return score(saved.network().to(place), saved.run, ready)
 
+# %% ../../nbs/runs/46_execute.ipynb #7f590252
+def hits_of(
+    scores: list[Score],  # of a run
+    tested: str,  # fingerprint of the test videos
+) -> dict[str, tuple]:  # metric -> names of the videos, a number each, for `save_run`
+    "What each test video contributed, as far as a score knows."
+    named = lambda s: f'{tested} {s.videos.tolist()}'
+    return {s.name: (named(s), s.hits.tolist()) for s in scores if s.hits is not None}
+
 # %% ../../nbs/runs/46_execute.ipynb #49bb0a9b
 def execute(
     run: Run,  # what to do
@@ -208,9 +228,11 @@ def execute(
     scores, settings = evaluate(saved, device), saved.record['settings']
     metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
     protocol = {s.name: dict(s.protocol, chance=s.chance, n=s.n) for s in scores}
+    tested = fingerprint(videos_of(run, 'test'))
     save_run(
         run.name, settings, metrics, read_log(home / 'log.csv'), seed=run.config.seed,
         protocol=protocol, data=saved.record['data'], device=pick_device(device).type,
         seconds=time.perf_counter() - start, root=root,
+        hits=hits_of(scores, tested), threads=torch.get_num_threads(),
     )  # fmt: skip
     return load_run(run.name, settings, root)
