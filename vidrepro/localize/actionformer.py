@@ -7,7 +7,7 @@ __all__ = ['THUMOS14', 'local_attention', 'ChannelNorm', 'Attention', 'Block', '
            'ActionFormer', 'Wanted', 'assign', 'distance_loss', 'point_loss', 'read_points', 'shown', 'cut', 'decayed',
            'Averaged']
 
-# %% ../../nbs/localize/75_actionformer.ipynb #d91138f1
+# %% ../../nbs/localize/75_actionformer.ipynb #432b76c8
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torchvision.ops import StochasticDepth, sigmoid_focal_loss
 
 from ..core.files import InputError
 
-# %% ../../nbs/localize/75_actionformer.ipynb #5f565125
+# %% ../../nbs/localize/75_actionformer.ipynb #76b4537f
 def local_attention(
     q: Float[Tensor, 'b h d t'],  # queries of each head
     k: Float[Tensor, 'b h d t'],  # keys
@@ -38,7 +38,7 @@ def local_attention(
     score = score.masked_fill(~near(inside)[:, None], torch.finfo(score.dtype).min)
     return torch.einsum('bhtw,bhdtw->bhdt', score.softmax(-1), near(v))
 
-# %% ../../nbs/localize/75_actionformer.ipynb #85c057b8
+# %% ../../nbs/localize/75_actionformer.ipynb #90a71011
 class ChannelNorm(nn.LayerNorm):
     "Layer normalization over the channels of each step."
 
@@ -49,7 +49,7 @@ class ChannelNorm(nn.LayerNorm):
         "The same as `nn.LayerNorm`, channels in the middle."
         return super().forward(x.mT).mT
 
-# %% ../../nbs/localize/75_actionformer.ipynb #6ce6ceb0
+# %% ../../nbs/localize/75_actionformer.ipynb #705f5da8
 class Attention(nn.Module):
     "Convolved queries, keys and values, local attention, a linear map."
 
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         seen = local_attention(*(split(part(x)) for part in self.parts), inside, self.reach)
         return self.last(rearrange(seen, 'b h d t -> b (h d) t'))
 
-# %% ../../nbs/localize/75_actionformer.ipynb #20d98177
+# %% ../../nbs/localize/75_actionformer.ipynb #0f9fefae
 class Block(nn.Module):
     "A transformer block that can halve the length, Eq. (2)."
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
         y = kept * (short + self.drop(self.gain[0] * self.attend(normal, after)))
         return kept * (y + self.drop(self.gain[1] * self.mlp(y))), after
 
-# %% ../../nbs/localize/75_actionformer.ipynb #380a7af2
+# %% ../../nbs/localize/75_actionformer.ipynb #97c9a9b8
 @dataclass(frozen=True)
 class Config:
     "How an ActionFormer is built and trained; the defaults are those for ActivityNet [AF], any length of video."
@@ -151,7 +151,7 @@ class Config:
 
 THUMOS14 = Config(reach=9, whole=False, places=False, batch=2, lr=1e-4, epochs=35)
 
-# %% ../../nbs/localize/75_actionformer.ipynb #823b1f9b
+# %% ../../nbs/localize/75_actionformer.ipynb #b3ed62c8
 def pyramid_points(
     length: int,  # steps of the video
     levels: int = 6,  # of the pyramid
@@ -171,7 +171,7 @@ def pyramid_points(
         )
     return torch.cat(rows)
 
-# %% ../../nbs/localize/75_actionformer.ipynb #752be212
+# %% ../../nbs/localize/75_actionformer.ipynb #5db5d321
 def places(
     length: int,  # steps of the video
     width: int,  # channels, even
@@ -181,7 +181,7 @@ def places(
     angle = rate[:, None] * torch.arange(length)
     return torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1) / width**0.5
 
-# %% ../../nbs/localize/75_actionformer.ipynb #3b7f8cfc
+# %% ../../nbs/localize/75_actionformer.ipynb #2a77d950
 @dataclass(frozen=True)
 class Answers:
     "What the network says at each point."
@@ -190,7 +190,7 @@ class Answers:
     offsets: Float[Tensor, 'b p 2']  # to start and end, not negative, in strides of the point
     inside: Bool[Tensor, 'b p']  # whether the point lies in the video
 
-# %% ../../nbs/localize/75_actionformer.ipynb #73aab6a2
+# %% ../../nbs/localize/75_actionformer.ipynb #1db186b7
 def _head(
     width: int,  # channels
     out: int,  # numbers a point
@@ -210,7 +210,7 @@ def _masked(
         x = layer(x) * kept
     return x
 
-# %% ../../nbs/localize/75_actionformer.ipynb #84c5322a
+# %% ../../nbs/localize/75_actionformer.ipynb #58870af8
 class ActionFormer(nn.Module):
     "Pyramid of local attention with point-wise classes and offsets [1]."
 
@@ -232,6 +232,7 @@ class ActionFormer(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(width) for _ in range(levels))
         self.classes, self.extent = _head(width, classes), _head(width, 2)
         nn.init.constant_(self.classes[-1].bias, -torch.tensor(99.0).log().item())
+        nn.init.ones_(self.extent[-1].bias)
         self.scale = nn.Parameter(torch.ones(levels))
         self.register_buffer('positives', torch.tensor(200.0))
 
@@ -269,7 +270,7 @@ class ActionFormer(nn.Module):
             ends.append(end)
         return Answers(torch.cat(logits, 2).mT, torch.cat(offsets, 2).mT, torch.cat(ends, 1))
 
-# %% ../../nbs/localize/75_actionformer.ipynb #73387e03
+# %% ../../nbs/localize/75_actionformer.ipynb #bfe1dd38
 @dataclass(frozen=True)
 class Wanted:
     "What the network should say at each point."
@@ -287,7 +288,7 @@ class Wanted:
         "Several videos, on the points of the longest."
         return cls(*(torch.stack([getattr(v, f) for v in videos]) for f in ('classes', 'offsets')))
 
-# %% ../../nbs/localize/75_actionformer.ipynb #374f2985
+# %% ../../nbs/localize/75_actionformer.ipynb #b5c6db97
 def assign(
     points: Float[Tensor, 'p 4'],  # from `pyramid_points`
     segments: Float[Tensor, 'm 2'],  # start and end of each action, steps; may be empty
@@ -310,7 +311,7 @@ def assign(
     chosen = torch.cat([back.gather(1, least.indices), ahead.gather(1, least.indices)], 1)
     return Wanted((equal.to(points) @ named).clamp(max=1), chosen / stride)
 
-# %% ../../nbs/localize/75_actionformer.ipynb #1b8af0d5
+# %% ../../nbs/localize/75_actionformer.ipynb #a9726c47
 def distance_loss(
     offsets: Float[Tensor, 'n 2'],  # to start and end, not negative
     wanted: Float[Tensor, 'n 2'],  # likewise
@@ -321,7 +322,7 @@ def distance_loss(
     apart = ((offsets - wanted) * offsets.new_tensor([-0.5, 0.5])).sum(-1)
     return 1 - shared / hull + (apart / hull) ** 2
 
-# %% ../../nbs/localize/75_actionformer.ipynb #b639a9c2
+# %% ../../nbs/localize/75_actionformer.ipynb #eaf68fe5
 def point_loss(
     net: ActionFormer,  # whose running number of positives is kept up to date
     said: Answers,  # of a batch
@@ -343,7 +344,7 @@ def point_loss(
     terms = {name: term / net.positives for name, term in terms.items()}
     return sum(terms.values()), terms
 
-# %% ../../nbs/localize/75_actionformer.ipynb #7cb02815
+# %% ../../nbs/localize/75_actionformer.ipynb #06f508ac
 def read_points(
     points: Float[Tensor, 'p 4'],  # from `pyramid_points`
     logits: Float[Tensor, 'p k'],  # of one video
@@ -365,7 +366,7 @@ def read_points(
     longer = segments[:, 1] - segments[:, 0] > 1e-3
     return segments[longer], scores[longer], classes[longer]
 
-# %% ../../nbs/localize/75_actionformer.ipynb #dde469ec
+# %% ../../nbs/localize/75_actionformer.ipynb #b2abbc84
 def shown(
     length: int,  # steps of the video
     config: Config,  # share, longest
@@ -377,7 +378,7 @@ def shown(
     first = int(draw[1] * (length - count + 1))
     return first, first + count
 
-# %% ../../nbs/localize/75_actionformer.ipynb #9af3be2c
+# %% ../../nbs/localize/75_actionformer.ipynb #19c40185
 def cut(
     segments: Float[Tensor, 'm 2'],  # start and end of each action, steps
     labels: Sequence[int],  # of the actions
@@ -389,7 +390,7 @@ def cut(
     left = (inner[:, 1] - inner[:, 0]) >= 0.5 * (segments[:, 1] - segments[:, 0])
     return inner[left] - first, [word for word, kept in zip(labels, left.tolist()) if kept]
 
-# %% ../../nbs/localize/75_actionformer.ipynb #f6f6be28
+# %% ../../nbs/localize/75_actionformer.ipynb #5c41d00c
 def decayed(
     net: nn.Module,  # to be trained
     decay: float,  # of matrices
@@ -402,7 +403,7 @@ def decayed(
             sides[name.endswith('weight') and id(p) not in norms].append(p)
     return [dict(params=sides[True], weight_decay=decay), dict(params=sides[False], weight_decay=0)]
 
-# %% ../../nbs/localize/75_actionformer.ipynb #15999363
+# %% ../../nbs/localize/75_actionformer.ipynb #9a1c6673
 class Averaged(nn.Module):
     "A network that learns and the slow average of its weights, which predicts."
 
