@@ -77,6 +77,7 @@ def told(count, seed, classes=('spin', 'wave'), cells=32, noise=0.3, ends=False)
 QUICK = dict(
     bmn=replace(SMALL['bmn'], lr=4e-3, epochs=7, drop=5),
     gtad=replace(SMALL['gtad'], epochs=4, drop=3),
+    actionformer=replace(SMALL['actionformer'], width=32, heads=2, epochs=12, lr=6e-3, ema=0.95),
 )
 TINY = replace(
     SMALL['gtad'], length=16, base=16, joint=16, last=8, bins=4, epochs=3, drop=2, batch=4
@@ -162,8 +163,8 @@ def test_first_loss_is_that_of_indifference():
 
 
 def test_schedule():
-    assert [learning_rate(e, PRESETS['bmn']) for e in range(10)] == 7 * [1e-3] + 3 * [1e-4]
-    assert [learning_rate(e, PRESETS['gtad']) for e in range(10)] == 5 * [4e-3] + 5 * [4e-4]
+    assert [learning_rate(e, 1, PRESETS['bmn']) for e in range(10)] == 7 * [1e-3] + 3 * [1e-4]
+    assert [learning_rate(e, 1, PRESETS['gtad']) for e in range(10)] == 5 * [4e-3] + 5 * [4e-4]
 
 
 @pytest.mark.parametrize('killed', [0, 1, 2])

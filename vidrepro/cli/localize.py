@@ -37,7 +37,7 @@ from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.distributed import pick_device
 from ..localize import detect as detection
-from ..localize.detect import PRESETS, SMALL, Config, same_source, train_detector
+from ..localize.detect import PRESETS, SMALL, same_source, train_detector
 from ..localize.doctor import compare, examine, find_features, plain, settle
 from vidrepro.localize.examples import (
     Example,
@@ -89,15 +89,13 @@ def settings(
     kind: str,  # of network
     preset: str,  # 'paper' or 'small'
     pairs: Sequence[str],  # FIELD=VALUE
-) -> Config:  # of a training run
+) -> detection.Settings:  # of a training run
     "A preset with changes."
     presets = dict(paper=PRESETS, small=SMALL)
     for name, value, known in (('--kind', kind, PRESETS), ('--preset', preset, presets)):
         if value not in known:
             raise InputError(name, repr(value), f'use one of {", ".join(known)}')
-    config = override(presets[preset][kind], changes(pairs))
-    config.grid  # refuses an axis that makes no sense
-    return config
+    return override(presets[preset][kind], changes(pairs))
 
 # %% ../../nbs/cli/97_localize.ipynb #fb0e80c7
 @app.command('check')
@@ -119,7 +117,7 @@ def check_annotations(
 # %% ../../nbs/cli/97_localize.ipynb #f197a68d
 Kind = Annotated[str, typer.Option(help=f'Network: {", ".join(PRESETS)}.')]
 Preset = Annotated[
-    str, typer.Option(help='paper (100 cells), or small (32 cells, narrow; seconds on a core).')
+    str, typer.Option(help='paper, or small (narrow, on a grid of 32 cells; seconds on a core).')
 ]
 
 # %% ../../nbs/cli/97_localize.ipynb #beb0276e
