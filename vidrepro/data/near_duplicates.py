@@ -70,7 +70,9 @@ def alike(
 ) -> Bool[Tensor, "n m"]:  # whether they could be of one recording
     "Eq. (2)."
     different = (a.bits.shape[1] - a.bits @ b.bits.T) / 2
-    square = a.colors.square().sum(1)[:, None] + b.colors.square().sum(1) - 2 * a.colors @ b.colors.T
+    square = (
+        a.colors.square().sum(1)[:, None] + b.colors.square().sum(1) - 2 * a.colors @ b.colors.T
+    )
     return (different <= BITS) & (square <= COLORS**2 * a.colors.shape[1])
 
 

@@ -414,6 +414,7 @@ def compose(
     videos: int = 20,  # untrimmed videos in each subset
     script: Script = Script(),  # how to put them together
     shortest: float = THUMOS14_SHORTEST,  # background shorter than this has no row, seconds
+    size: tuple[int, int] | None = None,  # height and width, pixels; none: those of the first video
 ) -> dict[str, pd.DataFrame]:  # ground truth by subset, columns GROUND_TRUTH
     "Write untrimmed videos and their annotations."
     if not sources or not set(sources) <= set(PARTS):
@@ -421,7 +422,7 @@ def compose(
     folder, tables, first = Path(folder), {}, next(iter(sources.values()))
     classes = [c for c in first.classes if c not in script.background]
     start = torch.zeros(1, 1, 1, dtype=torch.long)
-    size = tuple(first.clips(torch.tensor([0]), start).shape[-2:])
+    size = size or tuple(first.clips(torch.tensor([0]), start).shape[-2:])
     for subset, source in sources.items():
         rows, own = [], script_of(script, subset)
         for k in range(videos):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.files import InputError, project_dir
-from .claims import Verdict, judge
+from .claims import Verdict, judge_all
 from .statements import CLAIMS
 
 # %% ../../nbs/experiments/104_scoreboard.ipynb #b1247f04
@@ -69,7 +69,7 @@ def scoreboard(
     "What the authors report and what the cards say."
     rows = {}
     for paper, (report, painted, real) in REPORTS.items():
-        found = {c.name: judge(c, root) for c in CLAIMS[paper]}
+        found = {v.claim.name: v for v in judge_all(CLAIMS[paper], root)}
         control = [v for v in found.values() if v.claim.source.startswith(CONTROLS)]
         said = [v for v in found.values() if v.claim.source.startswith('paper')]
         asked = [v for v in found.values() if v not in control and v not in said]
