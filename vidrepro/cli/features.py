@@ -261,6 +261,8 @@ def verify(
     root: Root = None,  # as its help says
 ) -> None:  # exit code 1 when something is wrong
     "Open every feature file and hold it against its video; exit code 1 if anything is wrong."
+    if not folder.is_dir():
+        raise InputError('features', folder, 'give a folder that extract wrote')
     table = formats.verify(folder, videos, root)
     for row in table[table.status != 'ok'].itertuples():
         typer.echo(f'{row.status}: {row.path}: {row.reason}')
@@ -319,6 +321,8 @@ def gvf(
     "Write one vector a video, in the file that TSP's training reads."
     folders, failed = [], False
     for source in sources:
+        if not Path(source).exists():
+            raise InputError('source', source, 'give features or videos that exist')
         try:
             formats.feature_files(source)
             folders.append(Path(source))

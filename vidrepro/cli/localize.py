@@ -6,12 +6,13 @@
 __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step', 'Missing', 'Features_', 'NewModel', 'NewJson',
            'Numbers', 'Seed', 'Subset', 'Kind', 'Preset', 'NamedBy', 'Proposals', 'VideoScores', 'Top', 'Found',
            'Thresholds', 'Budget', 'Classes', 'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'Sentences', 'Words',
-           'Places', 'Said', 'Told', 'References', 'settings', 'check_annotations', 'train', 'predict', 'plain_names',
-           'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show', 'train_captions',
-           'predict_captions', 'evaluate_captions']
+           'Places', 'Said', 'Told', 'References', 'settings', 'check_annotations', 'not_learnt', 'train', 'predict',
+           'plain_names', 'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show',
+           'train_captions', 'predict_captions', 'evaluate_captions']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from jaxtyping import UInt8
 from ..captions import captioner as captioning
 from ..captions.metrics import METEOR, dense_scores, read_captions, write_captions
 from .features import Backbone, RunPath, Weights, pick_encoder
-from .options import Changes, Device, changes, group
+from .options import Changes, Device, changes, group, writable
 from ..core.files import InputError, atomic
 from ..core.settings import override
 from ..data.annotations import read_activitynet
@@ -120,6 +121,18 @@ Preset = Annotated[
     str, typer.Option(help='paper, or small (narrow, on a grid of 32 cells; seconds on a core).')
 ]
 
+# %% ../../nbs/cli/97_localize.ipynb #18af3d4e
+def not_learnt(
+    rows: list[dict],  # an epoch each
+    config: Config,  # of the training
+) -> str:  # empty where there is nothing to say
+    "Whether the confidence is that of a guess."
+    last = rows[-1].get('confidence', 0.0) / config.confidence if config.confidence else 0.0
+    if last < 0.95 * math.log(2):
+        return ''
+    guess = f'the confidence loss is {last:.3f}, a guess has ln 2 = {math.log(2):.3f}'
+    return f'{guess}: not learnt; train for more epochs, or on more videos'
+
 # %% ../../nbs/cli/97_localize.ipynb #beb0276e
 @app.command()
 def train(
@@ -140,9 +153,12 @@ def train(
     if model.suffix != '.safetensors':
         raise InputError('MODEL', model, 'name it NAME.safetensors')
     videos = read_examples(features, annotations, subset, step, missing)
+    writable(model)
     trained = train_detector(kind, videos, config, seed, place, model, quiet=False)
     for row in trained.rows:
         typer.echo(', '.join(f'{name} {value:g}' for name, value in row.items()))
+    if remark := not_learnt(trained.rows, config):
+        typer.echo(f'note: {remark}', err=True)
     actions = sum(len(e.segments) for e in videos)
     typer.echo(f'{len(videos)} videos, {actions} actions, {len(trained.classes)} classes; {model}')
 
@@ -398,6 +414,7 @@ def train_captions(
     table = plain_names(read_captions(captions))
     videos = read_named(features, list(table['video'].unique()), step, missing)
     table = table[table['video'].isin(videos)]
+    writable(model)
     trained = captioning.train_captioner(list(videos.values()), table, config, seed, place)
     captioning.save_captioner(trained, model)
     first, last = trained.rows[0]['loss'], trained.rows[-1]['loss']

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['out', 'Folder', 'RunPath', 'Preset', 'Data', 'Root', 'Device', 'Threads', 'Changes', 'console', 'changes',
-           'use_threads', 'spoken', 'one_line_errors', 'OneLineErrors', 'group']
+           'use_threads', 'writable', 'spoken', 'stops', 'one_line_errors', 'OneLineErrors', 'group']
 
 # %% ../../nbs/cli/93_options.ipynb #3766f7a3
 import os
 import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +90,15 @@ def use_threads(
     torch.set_num_threads(min(count, cores))
     return torch.get_num_threads()
 
+# %% ../../nbs/cli/93_options.ipynb #6626bdd0
+def writable(
+    file: Path,  # that will be written
+) -> None:
+    "Make its folder, and refuse one that takes no file."
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
+
 # %% ../../nbs/cli/93_options.ipynb #029908fe
 def spoken(
     error: BaseException,  # that ended a command
@@ -103,14 +114,39 @@ def spoken(
     if isinstance(error, OSError):
         file = error.filename if error.filename is not None else 'a file'
         return (
-            f'{file}: {error.strerror or one(error)}; check the path, its rights and free space',
+            f'{file}: {error.strerror or one(error).split(" (")[0]}; check the path, its rights and free space',
             2,
         )
     if type(error).__name__ == 'SafetensorError' or 'unexpected pos' in str(error):
         return f'a checkpoint could not be written or read: {one(error)}; check free space', 2
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError':
+        return f'not enough memory: {one(error)}; ask for a smaller batch or size', 2
     if isinstance(error, ValueError):
         return f'a value could not be used: {one(error)}; VIDREPRO_DEBUG=1 shows where', 2
     return None
+
+# %% ../../nbs/cli/93_options.ipynb #480fd1d3
+@contextmanager
+def stops() -> Iterator[None]:  # nothing
+    "SIGTERM and SIGHUP inside the block are ctrl-C."
+    mine = os.getpid()
+
+    def stop(number, frame):
+        if os.getpid() == mine:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    old = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP) if main}
+    old = {n: handler for n, handler in old.items() if handler is not signal.SIG_IGN}
+    for n in old:
+        signal.signal(n, stop)
+    try:
+        yield
+    finally:
+        for n, handler in old.items():
+            signal.signal(n, handler or signal.SIG_DFL)
 
 # %% ../../nbs/cli/93_options.ipynb #3fb6ea7d
 @contextmanager
@@ -119,7 +155,8 @@ def one_line_errors() -> Iterator[None]:  # nothing
     if hasattr(signal, 'SIGPIPE'):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `vidrepro ... | head` is no error
     try:
-        yield
+        with stops():
+            yield
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)

@@ -121,7 +121,9 @@ def atomic(
             os.replace(path, old)
         os.replace(temp, path)
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where
         if old.exists() and not path.exists():
             os.replace(old, path)
         raise

@@ -98,7 +98,8 @@ def read_tsp_csv(
     "A table of TSP, checked: segments (ground truth) or videos (metadata)."
     if not Path(file).is_file():
         raise InputError('annotation file', file, 'give a file that exists')
-    table = pd.read_csv(file, keep_default_na=False)
+    names = dict.fromkeys({*GROUND_TRUTH} - {*NUMBERS}, str)  # a label 001 is no number
+    table = pd.read_csv(file, keep_default_na=False, dtype=names)
     table = table[tsp_columns(table, f'annotation file {file}')]
     for column in [column for column in NUMBERS if column in table]:
         odd = table[pd.to_numeric(table[column], errors='coerce').isna()]

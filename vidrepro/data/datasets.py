@@ -185,7 +185,9 @@ def scan_files(
         return (root / path).stat().st_size if (root / path).exists() else -1
 
     if file and file.exists():
-        for row in pd.read_csv(file, keep_default_na=False).to_dict('records'):
+        for row in pd.read_csv(file, keep_default_na=False, dtype=dict(path=str)).to_dict(
+            'records'
+        ):
             path, size = row.pop('path'), row.pop('bytes')
             whole = {f.name for f in fields(Scan)} == set(row)  # older tables knew less
             if whole and path not in scans and size == bytes_of(path):

@@ -430,7 +430,7 @@ def repair(
     verdicts: dict[str, str],  # recording -> split, changed in place
     fixed: set[str],  # recordings whose split is given
 ) -> None:
-    "At least one recording for the test and one to train on, in each class of two or more."
+    "One recording at least to train on in each class, and one for the test in those of two or more."
     members = {}
     for label, unit in zip(labels, units):
         members.setdefault(label, set()).add(unit)
@@ -440,7 +440,7 @@ def repair(
         training = sum(verdicts[unit] == 'train' for unit in mine)
         if len(mine) > 1 and free and training == len(mine):
             verdicts[free[0]] = 'test'
-        elif len(mine) > 1 and free and not training:
+        elif free and not training:
             verdicts[free[-1]] = 'train'
 
 # %% ../../nbs/data/09_door.ipynb #a8ce723d

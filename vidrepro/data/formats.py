@@ -149,7 +149,7 @@ def read_kinetics(
     "Kinetics' CSVs: label, youtube_id, time_start, time_end, split."
     tables = []
     for file in kinetics_csvs(annotations):
-        table = pd.read_csv(file, dtype=dict(youtube_id=str), keep_default_na=False)
+        table = pd.read_csv(file, dtype=dict(youtube_id=str, label=str), keep_default_na=False)
         if lacking := {'youtube_id', 'time_start', 'time_end', 'split'} - set(table):
             raise InputError(f'annotation file {file}', f'no column {min(lacking)}', 'add it')
         tables.append(table.assign(**{'class': table.label if 'label' in table else ''}))

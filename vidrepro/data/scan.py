@@ -186,7 +186,8 @@ def once_each(
             known[path] = stamps[path] | (lost if result is None else result)
             ledger.append(known[path])
     ledger.rewrite(known[path] for path in paths)
-    table = pd.read_csv(ledger.file, keep_default_na=False, encoding_errors='surrogateescape')
+    how = dict(keep_default_na=False, encoding_errors='surrogateescape', dtype=dict(path=str))
+    table = pd.read_csv(ledger.file, **how)
     return table, sorted(todo)
 
 # %% ../../nbs/data/12_scan.ipynb #fdb54015

@@ -152,7 +152,9 @@ def deferred_stop() -> Iterator[threading.Event]:  # set as soon as somebody ask
         asked.set()
 
     main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ()
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if main else []
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup` wants it so
+        signals = signals[:2]
     old = {n: signal.signal(n, ask) for n in signals}
     try:
         yield asked

@@ -7,7 +7,6 @@ __all__ = ['PAINTED', 'painted', 'long_enough', 'leave_out', 'opened', 'videos',
 
 # %% ../../nbs/runs/44_videos.ipynb #d1508bb7
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +71,17 @@ def _named(
     cfg: Recipe,  # settings: `data` is the name of a card
 ) -> Any:  # all its videos
     "A data set that has a card."
+    from vidrepro.data.cards import list_cards
     from vidrepro.data.formats import load_dataset
 
-    if os.sep in cfg.data:
-        raise InputError('setting data', repr(cfg.data), 'no such folder or file')
+    name, _, group = cfg.data.partition(' without ')
+    if name not in list_cards():
+        remedy = 'no such folder, file or data card: `vidrepro data list` prints the cards'
+        raise InputError('setting data', repr(cfg.data), remedy)
     if not cfg.root:
         raise InputError('setting root', "''", f'name the folder that holds {cfg.data}')
-    lists = None if (Path(cfg.root) / 'annotations').is_dir() else cfg.root  # small sets keep
-    name, _, group = cfg.data.partition(' without ')  # their lists beside the videos
+    # small sets keep their lists beside the videos
+    lists = None if (Path(cfg.root) / 'annotations').is_dir() else cfg.root
     source = load_dataset(name, cfg.root, annotations=lists, bad=cfg.bad)
     return leave_out(source, group) if group else source
 
@@ -111,7 +113,11 @@ def videos(
     if cfg.data == 'moving-digits':
         return painted(cfg, part)
     source = opened(cfg)
-    held = 'test' if 'test' in set(source.table.split) else 'val'  # sets without a test
+    there = set(source.table.split)
+    held = 'test' if 'test' in there else 'val'  # sets without a test
+    if part == 'test' and held not in there:
+        remedy = 'give a class two recordings or more, or folders train and test'
+        raise InputError(f'test of {cfg.data}', 'no video to hold out', remedy)
     return long_enough(source.in_split(held if part == 'test' else 'train'), cfg)
 
 # %% ../../nbs/runs/44_videos.ipynb #b57dbc71
