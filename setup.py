@@ -15,16 +15,23 @@ minor = int(cfg['min_python'].split('.')[1])
 
 
 class BuildWithCards(build_py):
-    "Data cards live at the top of the repository for people; a wheel carries them inside the package."
+    "Cards of data and runs live at the top of the repository for people; a wheel carries them inside."
 
     def run(self):
         super().run()
         if self.editable_mode:
             return  # the checkout itself is on the path
-        target = Path(self.build_lib) / cfg['lib_path'] / 'data_cards'
-        target.mkdir(parents=True, exist_ok=True)
-        for card in sorted((HERE / 'data_cards').glob('*.md')):
-            shutil.copyfile(card, target / card.name)
+        for folder, pattern in (('data_cards', '*.md'), ('results', '*.json')):
+            for card in sorted((HERE / folder).rglob(pattern)):
+                target = Path(self.build_lib) / cfg['lib_path'] / card.relative_to(HERE)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(card, target)
+
+
+def extras():
+    "Every line `NAME_requirements` is an extra."
+    ending = '_requirements'
+    return {k.removesuffix(ending): v.split() for k, v in cfg.items() if k.endswith(ending)}
 
 
 setup(
@@ -45,18 +52,15 @@ setup(
         'Operating System :: POSIX',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Programming Language :: Python :: 3',
-        *(f'Programming Language :: Python :: 3.{m}' for m in range(minor, 14)),
+        *(f'Programming Language :: Python :: 3.{m}' for m in range(minor, 15)),
     ],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={
-        'dev': cfg['dev_requirements'].split(),
-        'docs': cfg['docs_requirements'].split(),
-    },
+    extras_require=extras(),
     packages=find_packages(include=[f"{cfg['lib_path']}*"]),
     cmdclass={'build_py': BuildWithCards},
     zip_safe=False,
-    package_data={cfg['lib_path']: ['py.typed']},
+    package_data={cfg['lib_path']: ['py.typed', 'weights/**/*']},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vidrepro.clips.transforms import KINETICS_MEAN, KINETICS_STD
-from vidrepro.data.door import walk_folder
+from vidrepro.core.walk import walk_folder
+from vidrepro.data.clock import slack
 from vidrepro.data.video import VideoError, frame_times, probe, read_clips
 from vidrepro.features.extract import extract
-from vidrepro.features.samples import slack
 from vidrepro.features.settings import Settings, load
 from vidrepro.models.backbones import BACKBONES, backbone
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from vidrepro.clips.sampling import random_clips
+from vidrepro.core.walk import walk_folder
 from vidrepro.data.datasets import from_folder
-from vidrepro.data.door import walk_folder
 from vidrepro.data.shards import ShardClips, Shards, pack
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
 

@@ -742,7 +742,7 @@ class TestExperiment:
     def test_names_of_videos_are_those_of_the_features(self):
         source = painted(Task(train=3, test=2), 'train')
         rows = [np.ones((9, 2), np.float32)] * 3
-        examples = experiment.examples_of(source, rows, 4, 16)
+        examples = experiment.examples_of(source.segments(), rows, 4, 16)
         captions = captions_of(source)
         assert [e.name for e in examples] == captions['video'].unique().tolist()
         np.testing.assert_allclose(

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vidrepro.core.files import InputError
+from vidrepro.core.walk import bad_policy
 from vidrepro.data.clock import mended, too_many
-from vidrepro.data.datasets import VideoDataset, VideoFiles, bad_policy, video_table
+from vidrepro.data.datasets import VideoDataset, VideoFiles, video_table
 from vidrepro.data.opening import opened
 from vidrepro.data.scan import look
 from vidrepro.data.shards import pack
@@ -192,7 +193,7 @@ def test_one_fault_in_a_file(kind, bf, tmp_path):
     assert info.notes.startswith('1 of 200 time stamps repaired, the first of frame 100 at 11.')
     files = VideoFiles(tmp_path)
     files.scan(['a.mkv'])
-    assert files.notes == {'a.mkv': info.notes}
+    assert files.scans['a.mkv'].notes == info.notes
 
 
 @pytest.mark.parametrize('off', [60, 100, -60])
@@ -219,7 +220,7 @@ def test_a_good_file_has_no_note(tmp_path):
     )
     files = VideoFiles(tmp_path)
     files.scan(['a.mkv'])
-    assert files.notes == {}
+    assert not any(scan.notes for scan in files.scans.values())
 
 
 class Mean(nn.Module):

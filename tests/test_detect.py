@@ -1,6 +1,8 @@
 "Detectors end to end: what perfect, useless and memorised features must give; restarts; broken input, from memory and on the command line."
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from vidrepro.cli.features import app as features_app
 from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
 from vidrepro.data.annotations import write_activitynet
@@ -41,6 +44,9 @@ from vidrepro.localize.examples import (
 )
 from vidrepro.localize.metrics import read_detections
 from vidrepro.localize.timeline import timeline
+from vidrepro.papers import tsp
+from vidrepro.runs.execute import learner
+from vidrepro.runs.run import Run
 
 
 def told(count, seed, classes=('spin', 'wave'), cells=32, noise=0.3, ends=False):
@@ -71,6 +77,7 @@ def told(count, seed, classes=('spin', 'wave'), cells=32, noise=0.3, ends=False)
 QUICK = dict(
     bmn=replace(SMALL['bmn'], lr=4e-3, epochs=7, drop=5),
     gtad=replace(SMALL['gtad'], epochs=4, drop=3),
+    actionformer=replace(SMALL['actionformer'], width=32, heads=2, epochs=12, lr=6e-3, ema=0.95),
 )
 TINY = replace(
     SMALL['gtad'], length=16, base=16, joint=16, last=8, bins=4, epochs=3, drop=2, batch=4
@@ -156,8 +163,8 @@ def test_first_loss_is_that_of_indifference():
 
 
 def test_schedule():
-    assert [learning_rate(e, PRESETS['bmn']) for e in range(10)] == 7 * [1e-3] + 3 * [1e-4]
-    assert [learning_rate(e, PRESETS['gtad']) for e in range(10)] == 5 * [4e-3] + 5 * [4e-4]
+    assert [learning_rate(e, 1, PRESETS['bmn']) for e in range(10)] == 7 * [1e-3] + 3 * [1e-4]
+    assert [learning_rate(e, 1, PRESETS['gtad']) for e in range(10)] == 5 * [4e-3] + 5 * [4e-4]
 
 
 @pytest.mark.parametrize('killed', [0, 1, 2])
@@ -582,13 +589,17 @@ def test_help(command):
 
 def rewrite(home, **settings):
     "Features of the set again, as `features extract` writes them."
-    about = dict(weights='1f0c', encoder='r2plus1d_18', precision='fp32', frames=32, rate=15)
+    clip = dict(frames=32, stride=1, size=112, rate=15.0, picture='square', resize=[])
+    clip |= {k: settings.pop(k) for k in list(settings) if k in clip}
+    about = dict(weights='1f0c', encoder='r2plus1d_18', precision='fp32', hop=30, clip=clip)
     for file in (home / 'features').glob('*.npy'):
-        axis = TimeAxis(2.0, 2.0)
-        Features(np.load(file), axis, {}, about | dict(stride=30) | settings).save(file)
+        Features(np.load(file), TimeAxis(2.0, 2.0), {}, about | settings).save(file)
 
 
-@pytest.mark.parametrize('changed', [dict(weights='77'), dict(stride=15), dict(rate=30)])
+@pytest.mark.parametrize(
+    'changed',
+    [dict(weights='77'), dict(hop=15), dict(rate=30.0), dict(stride=2), dict(picture='frame')],
+)
 def test_features_of_another_encoder_are_refused(home, changed):
     rewrite(home)
     assert trains(home, '--set', 'epochs=1').exit_code == 0
@@ -604,6 +615,77 @@ def test_features_of_another_encoder_are_refused(home, changed):
     assert result.exit_code == 2 and result.stderr.count('\n') == 1, result.output
     assert f'{name} {value}' in result.stderr and 'weights 1f0c' in result.stderr
     assert not (home / 'out.json').exists()
+
+
+def test_features_from_before_the_clip_had_a_name(home):
+    "A file of older words and one of today's are the same features."
+    rewrite(home, picture='released', resize=[128, 171])
+    new = read_features(home / 'features' / 'v_video5-3.npy').made
+    file = home / 'features' / 'v_video5-3.json'
+    about = json.loads(file.read_text())
+    old = dict(frames=32, size=112, rate=15, stride=30, transform='tsp', precision='fp32')
+    file.write_text(json.dumps(about | dict(settings=old | dict(weights='1f0c'))))
+    assert read_features(file.with_suffix('.npy')).made == new.replace('15.0', '15')
+
+
+@pytest.fixture(scope='module')
+def two_runs(tmp_path_factory):
+    "Two runs that differ in their seed, and four short videos with annotations."
+    folder = tmp_path_factory.mktemp('two')
+    for seed in (0, 1):
+        cfg = tsp.Config(videos=4, batch=4, steps=1, warmup=1, region=0.0, stride=1, seed=seed)
+        run = Run(f'run{seed}', 'tsp', cfg)
+        source = tsp.videos(cfg, 'pretrain')
+        learner(run, folder / run.name, source, 'cpu', quiet=True)[0].fit(1)
+    digits, rows = MovingDigits(4, size=32, length=45), []
+    for k in range(4):
+        frames = digits.clips(torch.tensor([k]), torch.arange(45)[None, None])[0, 0]
+        write_video(folder / 'videos' / f'v_{k}.mp4', [frames], 15)
+        rows.append((f'v_{k}', 'training', 3.0, 1.0, 2.0, 'spin'))
+    columns = ['video', 'subset', 'duration', 'start', 'end', 'label']
+    write_activitynet(pd.DataFrame(rows, columns=columns), folder / 'truth.json')
+    return folder
+
+
+def test_from_a_run_to_a_detector(two_runs):
+    "Clip and hop are the run's; a detector takes its features and no others, in a process of its own, too."
+    there, runner = two_runs, CliRunner()
+
+    def extracted(name, seed, *more):
+        words = ('extract', there / 'videos', there / name, '--run', there / f'run{seed}', *more)
+        result = runner.invoke(features_app, [str(w) for w in words])
+        assert result.exit_code == 0, result.output
+        return there / name
+
+    own = extracted('own', 0)
+    about = json.loads((own / 'v_0.json').read_text())
+    assert (
+        about['settings']['hop'] == 8 and about['shape'][0] == (45 - 8) // 8 + 1
+    )  # no frame skipped
+    assert about['settings']['clip'] == dict(
+        frames=8, stride=1, size=32, rate=0.0, picture='square', resize=[]
+    )
+    model = there / 'model.safetensors'
+    result = call('train', own, there / 'truth.json', model, '--preset', 'small', *FEW)
+    assert result.exit_code == 0, result.output
+    assert call('predict', model, own, there / 'out.json').exit_code == 0
+    for folder, words in (
+        (extracted('denser', 0, '--hop', 4), 'hop 4'),
+        (extracted('other', 1), 'weights'),
+    ):
+        result = call('predict', model, folder, there / 'new.json')
+        assert result.exit_code == 2 and result.stderr.count('\n') == 1 and words in result.stderr
+    own_folder = there / 'elsewhere'
+    own_folder.mkdir()
+    for seed, code in ((0, 0), (1, 2)):
+        words = ('show', model, there / 'videos' / 'v_0.mp4', f'{seed}.png', '--run')
+        command = [sys.executable, '-m', 'vidrepro', 'localize', *map(str, words)]
+        done = subprocess.run(
+            [*command, str(there / f'run{seed}')], cwd=own_folder, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+    assert done.stderr.count('\n') == 1 and 'the detector learnt from' in done.stderr
+    assert [p.name for p in own_folder.iterdir()] == ['0.png']
 
 
 def test_two_encoders_in_one_folder_are_refused(home):

@@ -9,12 +9,13 @@ from torch import nn
 from torch.testing import assert_close
 from two_processes import average, half, in_two
 
+from vidrepro.core.checkpoint import read_checkpoint, read_log
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning.distributed import gather, my_rows
 from vidrepro.learning.losses import contrast
-from vidrepro.learning.train import Batches, Learner, read_checkpoint, read_log
+from vidrepro.learning.train import Batches, Learner
 from vidrepro.papers import tec
 from vidrepro.runs.execute import learner
 from vidrepro.runs.run import Run

@@ -12,14 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vidrepro.core.files import InputError
-from vidrepro.data import door
+from vidrepro.core.files import InputError, decode
+from vidrepro.core.walk import walk_folder
 from vidrepro.data.datasets import from_folder, from_list
 from vidrepro.data.door import (
     MANIFEST,
     assign_splits,
-    content_hash,
-    decode,
+    contents,
     find,
     fingerprint,
     parse_list,
@@ -27,7 +26,6 @@ from vidrepro.data.door import (
     recordings,
     score,
     trained_on,
-    walk_folder,
     write_manifest,
 )
 
@@ -375,22 +373,21 @@ def test_trained_on_under_another_name(tmp_path):
     trained = old.in_split('train')
     for k, path in enumerate(old.table.path):
         write(tmp_path / 'new' / 'b' / f'{k}.avi', (tmp_path / 'old' / path).read_bytes())
-    new = find(tmp_path / 'new').manifest
-    assert set(trained_on(new, old.manifest).hash) == set(trained.manifest.hash)
-    assert len(trained_on(new, trained.manifest)) == len(trained)
-    assert len(trained_on(new, old.manifest)) + len(old.in_split('test')) == 20
+    new, seen = find(tmp_path / 'new').manifest, set(trained.manifest.hash)
+    assert set(trained_on(new, seen).hash) == seen
+    assert len(trained_on(new, seen)) == len(trained) == 20 - len(old.in_split('test'))
     assert trained.describe()['fingerprint'] == fingerprint(trained.manifest) != ''
     assert old.describe()['fingerprint'] != trained.describe()['fingerprint']
 
 
 def test_hash_is_remembered_and_renewed(tmp_path, monkeypatch):
     write(tmp_path / 'v.mp4', b'1')
-    first, opened = content_hash(tmp_path / 'v.mp4'), []
+    first, opened = contents(tmp_path / 'v.mp4'), []
     monkeypatch.setattr('builtins.open', lambda *a, real=open: (opened.append(a), real(*a))[1])
-    assert content_hash(tmp_path / 'v.mp4') == first and not opened
+    assert contents(tmp_path / 'v.mp4') == first and not opened
     write(tmp_path / 'v.mp4', b'22')
-    assert content_hash(tmp_path / 'v.mp4') != first
-    assert door.content_hash(tmp_path) == (0, '') == content_hash(tmp_path / 'gone')
+    assert contents(tmp_path / 'v.mp4') != first
+    assert contents(tmp_path) == (0, '') == contents(tmp_path / 'gone')
 
 
 def test_report_is_short_and_says_all(tmp_path):

@@ -19,12 +19,13 @@ PARTS = (
     'README.md',
     'LICENSE',
     'data_cards',
+    'results',
     'vidrepro',
 )
 EVERY_MODULE = '''
 import sys
-for tool in ('nbdev', 'fastcore', 'execnb', 'beartype', 'pytest', 'hypothesis', 'jupytext', 'IPython', 'torchcodec'):
-    sys.modules[tool] = None  # development tools: importing one now fails
+for tool in ('nbdev', 'fastcore', 'execnb', 'beartype', 'pytest', 'hypothesis', 'jupytext', 'IPython', 'torchcodec', 'h5py', 'nltk', 'tensorboard'):
+    sys.modules[tool] = None  # development tools and extras: importing one now fails
 import importlib, pkgutil
 import vidrepro.papers.tec
 names = [m.name for m in pkgutil.walk_packages(vidrepro.__path__, 'vidrepro.')]
@@ -127,3 +128,19 @@ def test_data_cards(elsewhere):
 def test_command_line(elsewhere):
     text = elsewhere('-m', 'vidrepro', '--help')
     assert 'demo' in text and 'Traceback' not in text
+
+
+def test_cards_and_weights(elsewhere):
+    "Verdicts and trained networks travel with the package, and nothing is written into it."
+    code = 'from vidrepro.experiments.scoreboard import scoreboard; print(scoreboard().to_csv())'
+    there = elsewhere('-c', code)
+    assert there == run(sys.executable, '-c', code, cwd=ROOT, PYTHONPATH=str(ROOT))
+    assert there.count('not run') < 40
+    names = sorted(p.parent for p in (ROOT / 'vidrepro/weights').rglob('config.json'))
+    assert names
+    name = names[0].relative_to(ROOT / 'vidrepro/weights').as_posix()
+    code = f'import vidrepro; n = vidrepro.load({name!r}); print(n.training, n.clip.frames)'
+    assert elsewhere('-c', code).split()[0] == 'False'
+    code = 'from vidrepro.core.results import results_dir as r; print(r()); print(r(write=True))'
+    reads, writes = map(Path, elsewhere('-c', code).split())
+    assert reads.is_relative_to(elsewhere.target) and not writes.is_relative_to(elsewhere.target)

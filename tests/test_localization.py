@@ -10,16 +10,22 @@ import torch
 
 from vidrepro.core.files import InputError
 from vidrepro.core.results import list_runs, load_run
+from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.digits.untrimmed import Script, compose
 from vidrepro.experiments import localization
 from vidrepro.experiments.localization import (
     LENGTHS,
     READERS,
     STATEMENTS,
+    TABLES,
+    Filmed,
+    Others,
     Row,
     Task,
     clip_of,
     examples_of,
     features_of,
+    footage,
     judge_features,
     localize_run,
     painted,
@@ -112,13 +118,13 @@ class TestAxis:
             np.stack([(np.arange(k) * every + span / 2) / 15.0] * 2, 1).astype(np.float32)
             for k in n
         ]
-        for e in examples_of(source, seconds, every, span):
+        for e in examples_of(source.segments(), seconds, every, span):
             middle = e.begin + (np.arange(len(e.features)) + 0.5) * e.duration / len(e.features)
             np.testing.assert_allclose(e.features[:, 0], middle, rtol=1e-5)
 
     def test_truth_is_that_of_the_script(self):
         source = painted(SMALL, 'train')
-        e = examples_of(source, [np.ones((9, 2), np.float32)] * 3, 4, 16)[1]
+        e = examples_of(source.segments(), [np.ones((9, 2), np.float32)] * 3, 4, 16)[1]
         actions = [
             (s.frames, source.digits.labels[s.item].item()) for s in source.scripts[1] if s.action
         ]
@@ -128,7 +134,10 @@ class TestAxis:
     def test_standardised(self):
         source, rng = painted(SMALL, 'train'), np.random.default_rng(0)
         made = examples_of(
-            source, [rng.normal(5, 3, (9, 2)).astype(np.float32) for _ in range(3)], 4, 16
+            source.segments(),
+            [rng.normal(5, 3, (9, 2)).astype(np.float32) for _ in range(3)],
+            4,
+            16,
         )
         a, b = standardised(made[:2], made[2:])
         every = np.concatenate([e.features for e in a])
@@ -234,18 +243,65 @@ class TestCards:
         assert row.settings() == replace(row, config=READERS['bmn']).settings()
 
     def test_table_and_statements(self):
-        named = {r.name.rpartition('-s')[0].rpartition('/')[2] for r in rows()}
-        assert len({r.name for r in rows()}) == len(rows()) and len(rows()) == 3 * len(named)
-        assert {x for s in STATEMENTS for x in s[1:3]} <= named
+        table = [r for suite in TABLES for r in rows(suite=suite)]
+        named = {r.name.rpartition('-s')[0].removeprefix('localization/') for r in table}
+        assert len({r.name for r in table}) == len(table) == 3 * len(named)
+        whole = lambda row: row if '/' in row else f'tiny/{row}'
+        assert {whole(x) for s in STATEMENTS for x in s[1:3]} <= named
         assert len({s[0] for s in STATEMENTS}) == len(STATEMENTS)
         assert all(r.encoder.config.seed == r.seed for r in rows())
+
+    def test_cards_of_before_know_nothing_of_other_tasks(self):
+        "A new kind of task adds settings to its own rows and to no others."
+        plain, other, filmed = (rows((0,), suite=s)[0].settings()['task'] for s in list(TABLES)[:3])
+        assert set(plain) == {'train', 'test', 'every', 'fps', 'action', 'gap'}
+        assert set(other) - set(plain) == {'motions', 'background'}
+        assert set(filmed) - set(plain) == {'data'}
+
+    def test_unseen_motions(self, home):
+        "Videos of transfer hold other motions than those of `part-` encoders; features are kept apart."
+        folder, run = home
+        task = Others(train=3, test=2)
+        source = painted(task, 'test')
+        assert set(source.digits.classes) == set(tsp.OTHERS)
+        assert set(source.segments().classes) == set(tsp.OTHERS) - set(task.background)
+        there = features_of(run, task, folder)
+        usual = features_of(run, SMALL, folder)
+        again = features_of(run, task, folder)
+        assert all(np.array_equal(a, b) for a, b in zip(there['test'], again['test']))
+        assert len(there['test']) == len(usual['test']) == 2
+        assert not np.array_equal(there['test'][0][:2], usual['test'][0][:2])
+
+    def test_filmed(self, tmp_path):
+        "A detector on composed files: rows of the tables, seconds of the files, one count of videos."
+        parts = {
+            p: MovingDigits(20, size=32, split=s) for p, s in (('train',) * 2, ('valid', 'test'))
+        }
+        script = Script(2, background=('orbit-cw', 'orbit-ccw'), actions=(1, 2))
+        tables = compose(parts, tmp_path, 3, script)
+        task = Filmed(train=3, test=3)
+        cfg = replace(tsp.PRESETS['real'], size=32, batch=4, classes=0, steps=0)
+        run = Run('tsp/real/toy-s0', 'tsp', replace(cfg, root=str(tmp_path)))
+        row = Row(run, 'bmn', 0, task, TOY, str(tmp_path))
+        source = footage(task, 'test', cfg, str(tmp_path))
+        found = features_of(run, task, tmp_path / 'runs', root=str(tmp_path))
+        videos = examples_of(source, found['test'], task.every, 16)
+        truth = tables['valid'].query('`temporal-region-label` == "Action"')
+        spans = np.concatenate([e.segments for e in videos])
+        np.testing.assert_allclose(
+            np.sort(spans[:, 0]), np.sort(truth['t-start'].to_numpy(float)), atol=1e-6
+        )
+        card = localize_run(row, tmp_path / 'runs', tmp_path / 'cards')
+        assert 0 < card['metrics']['AUC'] <= 1 and row.name == 'localization/real/toy-bmn-s0'
+        with pytest.raises(InputError, match='needs 60'):
+            footage(Filmed(), 'test', cfg, str(tmp_path))
 
     def test_useless_features_are_at_chance(self):
         "Noise for features: the detector cannot beat the list of a neighbour by much, and names at random."
         rng, task = np.random.default_rng(0), Task(train=24, test=16)
         train, test = (
             examples_of(
-                s := painted(task, p),
+                (s := painted(task, p)).segments(),
                 [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths],
                 4,
                 16,

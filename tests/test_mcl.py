@@ -13,11 +13,13 @@ from torch.testing import assert_close
 from two_processes import average, half, in_two
 
 from vidrepro.clips.transforms import crop_boxes
+from vidrepro.core.checkpoint import read_checkpoint
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
 from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
-from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule, apply, read_checkpoint
+from vidrepro.learning.distributed import apply
+from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule
 from vidrepro.papers import mcl, mcl_scores, mcl_views
 from vidrepro.papers.mcl import ABLATION, PRESETS, build, callbacks, loss
 from vidrepro.papers.mcl_views import Config, extras, sample, views

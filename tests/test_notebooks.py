@@ -67,16 +67,18 @@ def printed(cell):
 def test_numbers():
     "Files are numbered in reading order over all rooms; a number is used once and sits in the module's name."
     numbered = [p for p in NBS if p.stem != 'index']
-    assert all(re.fullmatch(r'\d\d_[a-z0-9_]+', p.stem) for p in numbered), [
+    assert all(re.fullmatch(r'\d{2,3}_[a-z0-9_]+', p.stem) for p in numbered), [
         p.stem for p in numbered
     ]
-    assert not [n for n, count in Counter(p.stem[:2] for p in numbered).items() if count > 1]
+    assert not [
+        n for n, count in Counter(p.stem.split('_')[0] for p in numbered).items() if count > 1
+    ]
     for p in numbered:
         names = re.findall(
             r'^#\| *default_exp +(\S+)', '\n'.join(map(source, cells(p, 'code'))), re.M
         )
         room = p.parent.relative_to(ROOT / 'nbs').as_posix()
-        assert names in ([], ['.'.join([*filter('.'.__ne__, [room]), p.stem[3:]])]), (
+        assert names in ([], ['.'.join([*filter('.'.__ne__, [room]), p.stem.partition('_')[2]])]), (
             f'{p.name} exports to {names}'
         )
 

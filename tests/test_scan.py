@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from vidrepro.cli.data import app
 from vidrepro.core.files import InputError
+from vidrepro.core.walk import ENDINGS, walk_folder
 from vidrepro.data import scan as module
 from vidrepro.data.datasets import from_folder
-from vidrepro.data.door import ENDINGS, walk_folder
 from vidrepro.data.scan import Ledger, contact_sheet, in_processes, look, once_each, scan
 from vidrepro.data.standardize import copy_times, standardize
 from vidrepro.data.video import probe, read_clips

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
-from vidrepro.learning.train import apply
+from vidrepro.learning.distributed import apply
 from vidrepro.papers.tec import (
     PRESETS,
     Config,

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from vidrepro.core.checkpoint import read_checkpoint, read_log
 from vidrepro.core.files import InputError
 from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning import train
-from vidrepro.learning.recipe import Recipe
+from vidrepro.learning.recipe import Recipe, adamw, lr_at
 from vidrepro.learning.train import (
     EMA,
     Batches,
@@ -31,11 +32,7 @@ from vidrepro.learning.train import (
     Learner,
     Log,
     Schedule,
-    adamw,
-    lr_at,
     prefetch,
-    read_checkpoint,
-    read_log,
 )
 from vidrepro.papers import tec
 

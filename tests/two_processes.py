@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vidrepro.learning.train import apply
+from vidrepro.learning.distributed import apply
 
 
 def half(x, rank, ranks):

@@ -18,12 +18,13 @@ import typer
 
 from .options import group
 from ..core.files import InputError
+from ..core.walk import ENDINGS, walk_folder
 from ..data import scan as scanning
 from ..data import shards as sharding
 from ..data import standardize as copying
 from ..data.cards import cards_dir, list_cards, load_card
 from ..data.datasets import VideoDataset, from_folder
-from ..data.door import ENDINGS, find, tell, walk_folder
+from ..data.door import find, tell
 from ..data.formats import READERS, counts, load_dataset, present
 from ..digits.moving_digits import MovingDigits
 from ..digits.untrimmed import PARTS, Script

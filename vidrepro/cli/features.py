@@ -111,7 +111,14 @@ Root = Annotated[
 
 # %% ../../nbs/cli/96_features.ipynb #bff016cb
 Hop = Annotated[
-    int, typer.Option('--hop', '--stride', min=1, help='Samples from one clip to the next.')
+    int | None,
+    typer.Option(
+        '--hop',
+        '--stride',
+        min=1,
+        help='Samples from one clip to the next.',
+        show_default='as many as a clip spans',
+    ),
 ]
 Rate = Annotated[
     float | None,
@@ -213,7 +220,7 @@ def extract_command(
     backbone: Backbone = None,  # or a backbone
     weights: Weights = '',  # and its weights
     root: Root = None,  # as its help says
-    hop: Hop = 16,  # samples
+    hop: Hop = None,  # samples
     rate: Rate = None,  # samples a second
     frames: Frames = None,  # samples
     size: Size = None,  # pixels
@@ -232,7 +239,7 @@ def extract_command(
     network, title, words = pick_encoder(run, backbone, weights)
     given = dict(frames=frames, size=size, rate=rate, picture=picture)
     clip = pick_clip(words['clip'], given, run is not None)
-    settings = Settings(clip, hop, precision, on_short)
+    settings = Settings(clip, hop or clip.span, precision, on_short)
     place, part = pick_device(device), pick_shard(shard)
     if dry_run:
         return show_plan(network, title, settings, videos, out, root, part)
@@ -307,7 +314,7 @@ def gvf(
     run: RunPath = None,  # encoder of ours
     backbone: Backbone = None,  # or a backbone
     weights: Weights = '',  # and its weights
-    hop: Hop = 16,  # samples
+    hop: Hop = None,  # samples
     on_short: OnShort = 'error',  # policy
     device: Device = None,  # as its help says
 ) -> None:  # exit code 1 when a video failed

@@ -38,10 +38,11 @@ from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.distributed import pick_device
 from ..localize import detect as detection
-from ..localize.detect import PRESETS, SMALL, Config, same_source, train_detector
+from ..localize.detect import PRESETS, SMALL, same_source, train_detector
 from ..localize.doctor import compare, examine, find_features, plain, settle
 from vidrepro.localize.examples import (
     Example,
+    hop_of,
     read_examples,
     read_features,
     read_named,
@@ -89,15 +90,13 @@ def settings(
     kind: str,  # of network
     preset: str,  # 'paper' or 'small'
     pairs: Sequence[str],  # FIELD=VALUE
-) -> Config:  # of a training run
+) -> detection.Settings:  # of a training run
     "A preset with changes."
     presets = dict(paper=PRESETS, small=SMALL)
     for name, value, known in (('--kind', kind, PRESETS), ('--preset', preset, presets)):
         if value not in known:
             raise InputError(name, repr(value), f'use one of {", ".join(known)}')
-    config = override(presets[preset][kind], changes(pairs))
-    config.grid  # refuses an axis that makes no sense
-    return config
+    return override(presets[preset][kind], changes(pairs))
 
 # %% ../../nbs/cli/97_localize.ipynb #fb0e80c7
 @app.command('check')
@@ -119,7 +118,7 @@ def check_annotations(
 # %% ../../nbs/cli/97_localize.ipynb #f197a68d
 Kind = Annotated[str, typer.Option(help=f'Network: {", ".join(PRESETS)}.')]
 Preset = Annotated[
-    str, typer.Option(help='paper (100 cells), or small (32 cells, narrow; seconds on a core).')
+    str, typer.Option(help='paper, or small (narrow, on a grid of 32 cells; seconds on a core).')
 ]
 
 # %% ../../nbs/cli/97_localize.ipynb #18af3d4e
@@ -296,6 +295,7 @@ def one_example(
     backbone: str | None,  # or a backbone
     weights: str,  # and its weights
     step: float | None,  # seconds from row to row
+    hop: int | None = None,  # samples from row to row, for features that are made
 ) -> Example:  # of this video
     "Features of a video, looked up or made."
     if (features is None) == (run is None and backbone is None):
@@ -312,8 +312,9 @@ def one_example(
             )
         return replace(read_features(files[name], step), name=name)
     network, title, words = pick_encoder(run, backbone, weights)
+    settings = Settings(words['clip'], hop or words['clip'].span)
     with tempfile.TemporaryDirectory() as folder:
-        done = extract(network, video, folder, Settings(**words), title, batch=8)
+        done = extract(network, video, folder, settings, title, batch=8)
         if done.failed:
             raise InputError(
                 f'video {video}', next(iter(done.failed.values())), 'give a video that can be read'
@@ -367,7 +368,8 @@ def show(
         detection.load_detector(model, str(pick_device(device))),
         probe(video).duration,
     )
-    example, truth = one_example(video, features, run, backbone, weights, step), None
+    encoder, truth = (features, run, backbone, weights, step), None
+    example = one_example(video, *encoder, hop_of(detector.source))
     same_source(detector, [example])
     if annotations:
         settle(examine(annotations), str(annotations))

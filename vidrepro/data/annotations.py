@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.files import InputError, atomic
-from .door import decode
+from ..core.files import InputError, atomic, decode
 
 # %% ../../nbs/data/11_annotations.ipynb #b8a43de3
 def read_activitynet(
@@ -42,7 +41,6 @@ def read_activitynet(
 def write_activitynet(
     table: pd.DataFrame,  # as `read_activitynet` gives it
     file: str | Path,  # JSON to be written
-    version: str = 'VERSION 1.3',  # free text; evaluators expect this one
 ) -> None:
     "Write annotated instances in the form of ActivityNet 1.3."
     database = {}
@@ -59,8 +57,9 @@ def write_activitynet(
         dict(nodeId=k, nodeName=name, parentId=-1, parentName='Root')
         for k, name in enumerate(names)
     ]
+    known = dict(version='VERSION 1.3', database=database, taxonomy=taxonomy)
     with atomic(file) as out:
-        out.write_text(json.dumps(dict(version=version, database=database, taxonomy=taxonomy)))
+        out.write_text(json.dumps(known))
 
 # %% ../../nbs/data/11_annotations.ipynb #39a2171a
 METADATA = tuple('filename video-duration fps video-frames'.split())

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REACH', 'AGAIN', 'UNEVEN', 'FAR', 'SHARE', 'usual_steps', 'step_price', 'believed', 'longest_step', 'rises',
-           'shifted', 'mended', 'too_many', 'clock_note', 'slack', 'shown', 'sample_times', 'sample_count']
+           'shifted', 'mended', 'too_many', 'clock_note', 'slack', 'shown', 'sample_times', 'sample_count',
+           'released_count', 'segment_span']
 
 # %% ../../nbs/data/06_clock.ipynb #95c7da75
 import math
@@ -179,3 +180,28 @@ def sample_count(
     "How many samples fit, Eq. (3)."
     length = duration if math.isnan(begin) else min(end, duration) - max(begin, 0.0)
     return max(int((length + 1e-6) * rate), 0)
+
+# %% ../../nbs/data/06_clock.ipynb #19a6813c
+def released_count(
+    frames: int,  # of the video
+    fps: float,  # its frames a second
+    rate: float,  # samples a second
+) -> int:  # samples
+    "The samples of a video as the authors of TSP count them."
+    step = fps / rate
+    if round(step) and abs(step - round(step)) < 1e-4 * step:  # 29.97 is no multiple of 15
+        return -(-frames // round(step))
+    return int(frames * rate / fps + 1e-6)
+
+# %% ../../nbs/data/06_clock.ipynb #5d9e7264
+def segment_span(
+    start: float,  # begin of the segment, seconds; NaN = whole file
+    end: float,  # end of the segment, seconds, exclusive
+    fps: float,  # frames per second, constant
+    frames: int,  # frames in the file
+) -> tuple[int, int]:  # first frame of the segment, number of its frames
+    "The frames that start inside a segment, Eq. (4)."
+    if math.isnan(start):
+        return 0, frames
+    first, stop = (min(max(math.ceil(time * fps - 1e-6), 0), frames) for time in (start, end))
+    return first, max(stop - first, 0)

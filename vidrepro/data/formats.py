@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'READERS', 'SUBSETS', 'read_lines', 'read_json', 'numbered', 'parse_lines', 'read_ucf101', 'read_hmdb51',
            'kinetics_csvs', 'read_kinetics', 'read_diving48', 'read_activitynet_rows', 'read_thumos14', 'read_weizmann',
-           'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'drop_known_bad', 'counts']
+           'read_tennis7', 'find_videos', 'missing', 'present', 'load_dataset', 'labelled', 'counts']
 
 # %% ../../nbs/data/13_formats.ipynb #d5e613c0
 import json
@@ -19,11 +19,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core.files import InputError
+from ..core.files import InputError, decode
+from ..core.walk import bad_policy
 from .annotations import read_activitynet
 from .cards import Card, load_card
-from .datasets import VideoDataset, VideoFiles, bad_policy, video_table
-from .door import decode
+from .datasets import VideoDataset, VideoFiles, video_table
 
 # %% ../../nbs/data/13_formats.ipynb #02668b60
 Rows = tuple[pd.DataFrame, list[str]]  # what a reader returns: one row an item, and class names
@@ -225,22 +225,39 @@ def read_thumos14(
     return table.assign(label=numbered(table['class'], classes), group=table.video), classes
 
 # %% ../../nbs/data/13_formats.ipynb #7645b6f3
+def _read_split(
+    annotations: Path,  # the CSV, or its folder
+    name: str,  # of the CSV
+    header: str,  # its first line: file, label, group by whatever name, split
+) -> Rows:  # the clips, class names
+    "A table of four columns beside the videos."
+    file = annotations / name if annotations.is_dir() else annotations
+    columns = ('video', 'class', 'group', 'split')
+    pattern = ','.join(f'(?P<{column}>[^,]+)' for column in columns)
+    found, *lines = parse_lines(file, pattern, header)
+    if list(found.values()) != header.split(','):
+        raise InputError(f'{file}, line 1', list(found.values()), f'needs {header}')
+    table = pd.DataFrame(lines, columns=columns)
+    classes = sorted(set(table['class']))
+    return table.assign(label=numbered(table['class'], classes)), classes
+
+# %% ../../nbs/data/13_formats.ipynb #e6638b99
 def read_weizmann(
     annotations: Path,  # split_subjects.csv, or its folder
     fold: int = 1,  # there is only one
 ) -> Rows:  # the clips, class names
     "Weizmann's split_subjects.csv: file, label, subject, split."
-    file = annotations / 'split_subjects.csv' if annotations.is_dir() else annotations
-    columns = ('video', 'class', 'group', 'split')
-    pattern = ','.join(f'(?P<{column}>[^,]+)' for column in columns)
-    header, *lines = parse_lines(file, pattern, 'file,label,subject,split')
-    if list(header.values()) != ['file', 'label', 'subject', 'split']:
-        raise InputError(f'{file}, line 1', list(header.values()), 'needs file,label,subject,split')
-    table = pd.DataFrame(lines, columns=columns)
-    classes = sorted(set(table['class']))
-    return table.assign(label=numbered(table['class'], classes)), classes
+    return _read_split(annotations, 'split_subjects.csv', 'file,label,subject,split')
 
 
+def read_tennis7(
+    annotations: Path,  # split_groups.csv, or its folder
+    fold: int = 1,  # there is only one
+) -> Rows:  # the clips, class names
+    "The split_groups.csv of tennis7: file, label, group, split."
+    return _read_split(annotations, 'split_groups.csv', 'file,label,group,split')
+
+# %% ../../nbs/data/13_formats.ipynb #583674ae
 READERS: dict[str, Callable[[Path, int], Rows]] = dict(
     ucf101=read_ucf101,
     hmdb51=read_hmdb51,
@@ -249,6 +266,7 @@ READERS: dict[str, Callable[[Path, int], Rows]] = dict(
     activitynet=read_activitynet_rows,
     thumos14=read_thumos14,
     weizmann=read_weizmann,
+    tennis7=read_tennis7,
 )
 
 # %% ../../nbs/data/13_formats.ipynb #17de174f
@@ -339,16 +357,6 @@ def labelled(
 ) -> VideoDataset:  # those with one
     "The items that have a label."
     return source.subset(torch.nonzero(source.labels >= 0).flatten())
-
-# %% ../../nbs/data/13_formats.ipynb #a85104d0
-def drop_known_bad(
-    source: VideoDataset,  # opened by `load_dataset`
-    card: Card,  # of the same set
-) -> VideoDataset:  # the items of all other videos
-    "Without the videos that are usually left out of this set; the card says why."
-    stems = [Path(path).stem.removeprefix('v_') for path in source.items.path]
-    keep = [i for i, stem in enumerate(stems) if stem not in card.known_bad]
-    return source.subset(torch.tensor(keep))
 
 # %% ../../nbs/data/13_formats.ipynb #d4b7359a
 def counts(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'STAMP', 'sort_error', 'size_note', 'look', 'Ledger', 'in_processes', 'once_each', 'scan', 'Check', 'check',
-           'contact_sheet', 'film_strip']
+           'contact_sheet', 'film_strip', 'leaks']
 
 # %% ../../nbs/data/12_scan.ipynb #45c633f3
 import csv
@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from ..core.files import InputError, atomic
 from ..core.random import generator
-from .datasets import BadVideos, VideoDataset
-from .door import ENDINGS, walk_folder
+from ..core.walk import ENDINGS, BadVideos, walk_folder
+from .datasets import VideoDataset
 from .video import VideoError, VideoInfo, probe, read_clips
 
 # %% ../../nbs/data/12_scan.ipynb #32d489c7
@@ -288,3 +288,15 @@ def film_strip(
     numbers = torch.linspace(0, info.frames - 1, frames).round().long()
     size = height, max(1, round(height * info.width / info.height))
     return rearrange(read_clips(path, numbers[None], size), '1 c t h w -> h (t w) c').numpy()
+
+# %% ../../nbs/data/12_scan.ipynb #c0e217a0
+def leaks(
+    *parts: VideoDataset,  # one data set with several splits, or several data sets
+) -> dict[str, list[str]]:  # recording -> the parts that share it; empty = no leak
+    "Recordings that appear in more than one split, or in more than one of the data sets."
+    seen = {}
+    for number, part in enumerate(parts):
+        for path, split, group in zip(part.table.path, part.table.split, part.table.group):
+            place = split if len(parts) == 1 else f'{number}: {part.name}'
+            seen.setdefault(group or path, set()).add(place)
+    return {name: sorted(places) for name, places in seen.items() if len(places) > 1}

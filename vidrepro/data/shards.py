@@ -32,14 +32,8 @@ from ..clips.contract import Clip
 from ..clips.sampling import random_clips
 from ..core.files import InputError, atomic, tar_members
 from ..core.random import generator
-from vidrepro.data.datasets import (
-    COLUMNS,
-    VideoDataset,
-    VideoFiles,
-    bad_policy,
-    scan_files,
-    video_table,
-)
+from ..core.walk import bad_policy
+from .datasets import COLUMNS, VideoDataset, VideoFiles, scan_files, video_table
 from .video import VideoError, frame_count, read_clips
 
 # %% ../../nbs/data/14_shards.ipynb #5f80f7f0
@@ -70,7 +64,7 @@ def sample_members(
 FORMAT = 'vidrepro shards 1'
 SHARDS = 'index.json'  # the file that tells a folder of shards
 
-
+# %% ../../nbs/data/14_shards.ipynb #3d7e8e98
 def pack_order(
     keys: Iterable[str],  # of samples
     seed: int,  # names the order

@@ -16,7 +16,7 @@ import pandas as pd
 from einops import rearrange
 
 from ..core.files import InputError, atomic
-from .door import ENDINGS, walk_folder
+from ..core.walk import ENDINGS, walk_folder
 from .scan import Ledger, once_each, sort_error
 from .video import VideoError, VideoInfo, probe, read_times
 
@@ -28,7 +28,7 @@ def copy_times(
     "The moments k / f of Eq. (1); one at least."
     return [float(k / fps) for k in range(max(1, math.ceil(duration * float(fps) - 1e-6)))]
 
-
+# %% ../../nbs/data/15_standardize.ipynb #1deb96a8
 def copy_size(
     info: VideoInfo,  # of the source
     short: int,  # pixels of the shorter side

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIVITYNET_SHORTEST', 'THUMOS14_SHORTEST', 'PARTS', 'background_segments', 'add_background', 'Script', 'Stretch',
-           'frame_steps', 'write_script', 'string_together', 'fit', 'play', 'Segments', 'UntrimmedDigits', 'cut',
-           'script_of', 'compose']
+           'frame_steps', 'both_sides', 'write_script', 'string_together', 'fit', 'play', 'Pieces', 'Segments',
+           'Scripts', 'UntrimmedDigits', 'cut', 'script_of', 'compose']
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #bd6c8997
 import json
@@ -117,6 +117,19 @@ def frame_steps(
     rates = [source.files.scans[path].fps for path in source.usable[0].path]
     return torch.tensor(rates, dtype=torch.float64) / fps
 
+# %% ../../nbs/digits/20_untrimmed.ipynb #355bf519
+def both_sides(
+    source: MovingDigits | VideoDataset,  # trimmed videos
+    script: Script,  # settings: `background`
+) -> tuple[list[int], list[int]]:  # videos that are actions; videos that are background
+    "Which trimmed videos are strung together, and which fill the time between them."
+    behind = torch.tensor([name in script.background for name in source.classes])[source.labels]
+    foreground, rest = ((behind == kind).nonzero()[:, 0].tolist() for kind in (False, True))
+    if not foreground or (script.background and not rest):
+        remedy = f'choose some, not all, of {source.classes[:5]} …'
+        raise InputError('background', script.background, remedy)
+    return foreground, rest
+
 # %% ../../nbs/digits/20_untrimmed.ipynb #e0a05e0a
 def write_script(
     source: MovingDigits | VideoDataset,  # trimmed videos
@@ -127,12 +140,7 @@ def write_script(
     low, high = script.actions
     u = hash_uniform(script.seed, [video], 1 + 5 * (high + 1))[0]
     between = lambda span, v: max(1, round(script.fps * (span[0] + v * (span[1] - span[0]))))
-    behind = torch.tensor([name in script.background for name in source.classes])[source.labels]
-    foreground, rest = ((behind == kind).nonzero()[:, 0].tolist() for kind in (False, True))
-    if not foreground or (script.background and not rest):
-        raise InputError(
-            'background', script.background, f'choose some, not all, of {source.classes[:5]} …'
-        )
+    foreground, rest = both_sides(source, script)
     steps, stretches, held = frame_steps(source, script.fps), [], None
     lengths = (source.lengths / steps + 1e-6).long().clamp(min=1)  # in frames shown
     for k in range(low + int(u[0] * (high - low + 1)) + 1):
@@ -145,9 +153,8 @@ def write_script(
         pause, held = between(script.gap, gap), held or (item, first)
         if rest:
             other = rest[int(scene * len(rest))]
-            stretches.append(
-                Stretch(other, 0, min(pause, int(lengths[other])), False, float(steps[other]))
-            )
+            pause = min(pause, int(lengths[other]))
+            stretches.append(Stretch(other, 0, pause, False, float(steps[other])))
         else:
             stretches.append(Stretch(*held, pause, False, step=0))
         stretches.append(Stretch(item, first, frames, True, step))
@@ -216,8 +223,8 @@ def _inside(
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #1849be45
 @dataclass(eq=False)
-class Segments:
-    "A source whose items are pieces of untrimmed videos; the label -1 is background."
+class Pieces:
+    "Pieces of untrimmed videos; the label -1 is background."
 
     videos: Any  # source of whole videos
     table: pd.DataFrame  # columns video, first, frames, label; one row a piece
@@ -247,6 +254,17 @@ class Segments:
     def __len__(self) -> int:
         return len(self.table)
 
+    def describe(self) -> dict:  # plain values for a run card
+        "The videos, and how many pieces of which kind."
+        counts = dict(segments=len(self), background=int((self._label < 0).sum()))
+        actions = counts['segments'] - counts['background']
+        return dict(counts, actions=actions, videos=self.videos.describe())
+
+# %% ../../nbs/digits/20_untrimmed.ipynb #971dbdbe
+@dataclass(eq=False)
+class Segments(Pieces):
+    "A source whose items are pieces of untrimmed videos."
+
     def clips(
         self,
         index: Int64[Tensor, 'b'],  # which pieces
@@ -266,16 +284,10 @@ class Segments:
         decoded = getattr(self.videos, 'cached', lambda: self.videos)()
         return Segments(decoded, self.table, self.classes)
 
-    def describe(self) -> dict:  # plain values for a run card
-        "The videos, and how many pieces of which kind."
-        counts = dict(segments=len(self), background=int((self._label < 0).sum()))
-        actions = counts['segments'] - counts['background']
-        return dict(counts, actions=actions, videos=self.videos.describe())
-
 # %% ../../nbs/digits/20_untrimmed.ipynb #046787f6
 @dataclass(eq=False)
-class UntrimmedDigits:
-    "A source of untrimmed videos, painted on demand."
+class Scripts:
+    "Untrimmed videos before they are painted."
 
     digits: MovingDigits  # trimmed videos whose motions are strung together
     script: Script = Script()  # how
@@ -304,6 +316,11 @@ class UntrimmedDigits:
         stack = lambda name: torch.stack([getattr(p, name)[0, 0, t] for p, t in zip(paths, time)])
         return Pose(*map(stack, vars(paths[0])))
 
+# %% ../../nbs/digits/20_untrimmed.ipynb #01255624
+@dataclass(eq=False)
+class UntrimmedDigits(Scripts):
+    "A source of untrimmed videos, painted on demand."
+
     def clips(
         self,
         index: Int64[Tensor, 'b'],  # which videos
@@ -320,12 +337,8 @@ class UntrimmedDigits:
 
     def describe(self) -> dict:  # plain values for a run card
         "Everything that decides the pixels."
-        return dict(
-            source='untrimmed_digits',
-            n=self.n,
-            script=asdict(self.script),
-            digits=self.digits.describe(),
-        )
+        known = dict(source='untrimmed_digits', n=self.n, script=asdict(self.script))
+        return dict(known, digits=self.digits.describe())
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #43a3372b
 def cut(
@@ -401,7 +414,7 @@ def compose(
     videos: int = 20,  # untrimmed videos in each subset
     script: Script = Script(),  # how to put them together
     shortest: float = THUMOS14_SHORTEST,  # background shorter than this has no row, seconds
-    size: tuple[int, int] | None = None,  # height and width; none: of the very first video
+    size: tuple[int, int] | None = None,  # height and width, pixels; none: those of the first video
 ) -> dict[str, pd.DataFrame]:  # ground truth by subset, columns GROUND_TRUTH
     "Write untrimmed videos and their annotations."
     if not sources or not set(sources) <= set(PARTS):

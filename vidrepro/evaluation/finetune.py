@@ -23,7 +23,8 @@ from ..clips.contract import Clip, view
 from ..clips.sampling import random_clips, uniform_clips
 from ..core.files import InputError
 from .probes import Score, extract, majority, make_score
-from ..learning.train import Batches, Learner, Log, Schedule, adamw
+from ..learning.recipe import adamw
+from ..learning.train import Batches, Learner, Log, Schedule
 from ..learning.views import augment
 
 # %% ../../nbs/evaluation/34_finetune.ipynb #23bd0c2a

@@ -142,7 +142,7 @@ def caption_run(
     begin, task, span = time.perf_counter(), row.task, clip_of(row.encoder).clip.span
     rows = features_of(row.encoder, task, folder, device)
     sources = {p: painted(task, p) for p in SEEDS}
-    train, test = (examples_of(sources[p], rows[p], task.every, span) for p in SEEDS)
+    train, test = (examples_of(sources[p].segments(), rows[p], task.every, span) for p in SEEDS)
     written, references = ([captions_of(sources[p], a) for a in (0, 1)] for p in SEEDS)
     settings = row.seed, row.config, row.proposer
     values, floor, curve, captions = judge_captions(train, test, written, references, *settings)
@@ -161,7 +161,7 @@ def caption_run(
 TABLE = (
     ('tsp', 'tac'),
     ('no-gvf',),
-    ('tac-actions-only',),
+    ('tac-actions-only', 'boundary'),
     ('random',),
 )  # encoders of TSP's table, best first
 
@@ -170,7 +170,7 @@ def rows(
     seeds: Sequence[int] = (0, 1, 2),  # of every row
 ) -> list[CaptionRow]:  # in the order in which to run them
     "The whole table."
-    known = {r.name: r for r in suites()['tsp-ablation']}
+    known = {r.name: r for r in suites(seeds=max(seeds) + 1)['tsp-ablation']}
     each = ((name, seed) for names in TABLE for seed in seeds for name in names)
     return [CaptionRow(known[f'tsp/tiny/{name}-s{seed}'], seed) for name, seed in each]
 
@@ -198,4 +198,6 @@ STATEMENTS = [  # name, row ahead, other row, metric, source, text
      'TSP describes better than an encoder that looks at actions alone.'),
     ('learns', 'tsp', 'random', f'{METEOR}, proposals', 'sanity',
      'TSP features describe better than those of a random encoder.'),
+    ('boundary', 'tsp', 'boundary', f'{METEOR}, proposals', 'a reader',
+     'TSP describes better than a pretext about boundaries.'),
 ]  # fmt: skip

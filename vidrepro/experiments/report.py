@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'STYLE', 'motions_figure', 'curves_figure', 'scores_figure', 'map_figure', 'picture', 'score_table',
-           'headline', 'write_report']
+           'headline', 'write_report', 'card_of', 'difference_table', 'write_comparison']
 
 # %% ../../nbs/experiments/86_report.ipynb #26037eef
 import base64
@@ -21,7 +21,10 @@ from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
 from ..core.files import atomic
+from ..core.pages import legend_beside
 from ..digits.moving_digits import MOTIONS, MovingDigits
+from ..evaluation.comparison import Difference
+from ..evaluation.probes import Score
 from ..evaluation.retrieval import examples, neighbours, panel
 from ..runs.scores import features
 from ..runs.videos import videos
@@ -71,7 +74,7 @@ def curves_figure(
             ax.plot([r['step'] for r in rows], [r[term] for r in rows], label=title, lw=1)
         ax.set_title(term, fontsize=9)
         ax.tick_params(labelsize=7)
-    axes[0, 0].legend(fontsize=7)
+    legend_beside(axes[0, -1], of=axes[0, 0])
     fig.tight_layout()
     return fig
 
@@ -110,7 +113,7 @@ def scores_figure(
         )
     ax.set(xticks=[i + 0.4 - width / 2 for i in range(len(metrics))], ylim=(0, 1))
     ax.set_xticklabels([m.replace(" ", "\n") for m in metrics], fontsize=8)
-    ax.legend(fontsize=8)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
 
@@ -129,7 +132,7 @@ def map_figure(
             ax.scatter(*at[source.labels == m].T, s=5, color=plt.cm.tab20(m), label=name)
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=9)
-    axes[0, -1].legend(fontsize=6, loc='center left', bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[0, -1])
     fig.tight_layout()
     return fig
 
@@ -245,4 +248,61 @@ def write_report(
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>vidrepro demo</title><style>{STYLE}</style><body>{"".join(body)}</body></html>'
     with atomic(path) as f:
         Path(f).write_text(page)
+    return answer
+
+# %% ../../nbs/experiments/86_report.ipynb #1d7fd88e
+def card_of(
+    scores: list[Score],  # of one representation
+) -> dict:  # what the tables of this page read of a run card
+    "Scores in the form of a card."
+    metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
+    return dict(metrics=metrics, protocol={s.name: dict(chance=s.chance, n=s.n) for s in scores})
+
+
+def difference_table(
+    found: dict[str, dict[str, Difference]],  # score -> run -> less the first run
+) -> str:  # an HTML table
+    "Differences with their paired intervals."
+    titles = list(next(iter(found.values())))
+    head = ''.join(f'<th>{html.escape(t)}</th>' for t in titles)
+    cell = lambda d: (
+        f'<td>{d.value:+.3f} <span class="interval">[{d.low:+.3f}, {d.high:+.3f}]</span> {d.word}</td>'
+    )
+    lines = [
+        f'<tr><td>{html.escape(m)}</td>{"".join(map(cell, row.values()))}</tr>'
+        for m, row in found.items()
+    ]
+    return f'<div class="scroll"><table><tr><th>score</th>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def write_comparison(
+    path: Path,  # of the HTML file
+    runs: dict[str, list[Score]],  # title -> scores, the same names in each
+    floors: dict[str, list[Score]],  # name -> scores of what learnt nothing
+    found: dict[str, dict[str, Difference]],  # score -> run -> less the first run
+    about: str,  # data and protocol, one sentence
+) -> str:  # the headline
+    "Write the page; return its first sentence."
+    cards = {title: card_of(scores) for title, scores in runs.items()}
+    metrics, first = list(found), next(iter(runs))
+    beside = {name: card_of(scores) for name, scores in floors.items()}
+    beside = {n: c for n, c in beside.items() if set(metrics) <= set(c['metrics'])}
+    answer = '; '.join(
+        f'{title} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] against {first}'
+        for title, d in found[metrics[0]].items()
+    )
+    answer = f'{metrics[0]}: {answer}'
+    body = [
+        f'<h1>{html.escape(answer)}</h1>',
+        f'<p>{html.escape(about)}</p>',
+        score_table(cards | beside, metrics),
+        picture(
+            scores_figure(cards | beside, metrics), 'Scores with 95 % intervals; dotted: chance.'
+        ),
+        f'<h2>Less {html.escape(first)}, video by video</h2>',
+        difference_table(found),
+    ]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>vidrepro compare</title><style>{STYLE}</style><body>{"".join(body)}</body></html>'
+    with atomic(path) as f:
+        Path(f).write_text(page, encoding='utf-8')
     return answer

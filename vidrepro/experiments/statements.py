@@ -6,61 +6,57 @@
 __all__ = ['CLAIMS']
 
 # %% ../../nbs/experiments/91_statements.ipynb #fbdd88d9
+import math
+from collections.abc import Callable
+
 from . import captioning
 from .claims import Claim
 from .localization import STATEMENTS
 
 # %% ../../nbs/experiments/91_statements.ipynb #0ad54007
-def _read(
-    text: str,  # two lines a statement: `name | row > other | metric | source`, then its words
-) -> list[tuple]:  # as `_claims` takes them
-    "Statements from a table."
-    lines, found = text.strip().splitlines(), []
-    for head, words in zip(lines[::2], lines[1::2], strict=True):
-        name, rows, metric, source = (x.strip() for x in head.split('|'))
-        rows, _, margin = rows.partition(' ± ')
-        ahead, other = (
-            float(r) if r.replace('.', '', 1).isdigit() else r
-            for r in rows.split(' = ' if margin else ' > ')
-        )
-        found.append(
-            (
-                name,
-                ahead,
-                other,
-                metric,
-                source,
-                words.strip(),
-                *([float(margin)] if margin else []),
-            )
-        )
+def _number(
+    word: str,  # a row, or a number: `0.5`, `ln 63`
+) -> str | float:
+    "What stands in the place of a row."
+    if word.startswith('ln '):
+        return math.log(float(word[3:]))
+    return float(word) if word.replace('.', '', 1).isdigit() else word
+
+
+def _gates(
+    text: str,  # `floor: a > b on metric; control: c > d`
+    row: Callable[[str], str],  # name of a row -> its whole name
+    metric: str,  # of the statement
+) -> dict[str, Claim]:  # `floor`, `control`
+    "The fifth column."
+    found = {}
+    for part in filter(None, (p.strip() for p in text.split(';'))):
+        kind, rest = (x.strip() for x in part.split(':'))
+        rows, _, own = rest.partition(' on ')
+        a, b = (_number(x.strip()) for x in rows.split(' > '))
+        full = [row(x) if isinstance(x, str) else x for x in (a, b)]
+        found[kind] = Claim(kind, rest, 'gate', *full, own or metric)
     return found
 
 # %% ../../nbs/experiments/91_statements.ipynb #ca0028cf
 def _claims(
     method: str,  # whose table
-    statements: list[
-        tuple
-    ],  # name, row ahead, other row (either may be a number), metric (or `one > another`), source, text, a margin if they are the same
+    text: str,  # two lines a statement
 ) -> list[Claim]:  # one each
     "Statements about two rows of a paper's table."
-    row = lambda r: (
-        r if isinstance(r, float) else '/'.join([method, 'tiny'][: 2 - r.count('/')] + [r])
-    )
-    split = lambda m: (m.partition(' > ')[0], m.partition(' > ')[2])
-    return [
-        Claim(
-            f'{method}: {name}',
-            text,
-            source,
-            row(a),
-            row(b),
-            split(metric)[0],
-            *((same[0], 'same') if same else (0.0, 'more')),
-            split(metric)[1],
-        )
-        for name, a, b, metric, source, text, *same in statements
-    ]
+    lines, found = text.strip().splitlines(), []
+    row = lambda r: '/'.join([method, 'tiny'][: 2 - r.count('/')] + [r])
+    for head, words in zip(lines[::2], lines[1::2], strict=True):
+        name, rows, metrics, source, *gates = (x.strip() for x in head.split('|'))
+        rows, _, margin = rows.partition(' ± ')
+        a, b = (_number(r.strip()) for r in rows.split(' = ' if margin else ' > '))
+        full = [row(x) if isinstance(x, str) else x for x in (a, b)]
+        metric, _, other = metrics.partition(' > ')
+        about = dict(margin=float(margin), kind='same') if margin else {}
+        about |= _gates(gates[0] if gates else '', row, metric)
+        named = f'{method}: {name}', words.strip(), source
+        found.append(Claim(*named, *full, metric, other_metric=other, **about))
+    return found
 
 
 CLAIMS = {}
@@ -68,61 +64,65 @@ CLAIMS = {}
 # %% ../../nbs/experiments/91_statements.ipynb #56153e1f
 CLAIMS['tec'] = _claims(
     'tec',
-    _read('''
+    '''
 time-equivariance | full > instance | motion probe | paper, Table 1
     Time-equivariant features know motion better than time-invariant ones.
 retrieval | full > instance | R@1 | paper, Table 3
     They also retrieve motion better.
 space-invariance | full > both | motion probe | paper, Table 1
     Time-equivariant and space-invariant beats equivariant in both.
-space-equivariance | full > space | motion probe | paper, Table 1
+space-equivariance | full > space | motion probe | paper, Table 1 | control: ln 63 > space on loss equi
     Time is the equivariance that matters, not space.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #a26b0da1
 CLAIMS['tec'] += _claims(
     'tec',
-    _read('''
+    '''
 pretexts | full > no-pretext | motion probe | paper
-    The equivariance loss needs the pretext tasks.
+    The pretext tasks add to the equivariance loss.
+equivariance-alone | no-pretext > instance | motion probe | ours, after the first runs
+    Without the pretext tasks the equivariance loss helps, too.
 equivariance-adds | full > no-equi | motion probe | paper
     The equivariance loss adds to the pretext tasks.
 stop-gradient | full = no-stop ± 0.05 | motion probe | our prediction
     The stop-gradient changes nothing when anchors and keys are symmetric.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #dffbeae1
 CLAIMS['tec'] += _claims(
     'tec',
-    _read('''
+    '''
 speed-known | full > instance | speed decoded | paper
     The feature tells playback speed.
 direction-known | full > instance | direction decoded | paper
     The feature tells playback direction.
 order-known | full > instance | order decoded | paper
     A pair of features tells order and overlap.
-'''),
+order-seen | full > instance | order decoded from the pair | paper
+    So it does to a classifier that sees their distance and their product.
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #7d3d1dc1
 CLAIMS['tec'] += _claims(
     'tec',
-    _read('''
+    '''
 still | still-full > still-instance | motion probe | a reader
     It helps even when trained on videos where nothing but the camera moves.
 contrast | full > regress | motion probe | a reader
     Contrast of the shift beats its regression.
 across-videos | full > same-video | motion probe | a reader
     Positives across videos beat one video augmented twice.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #ffa17636
 CLAIMS['tec'] += _claims(
     'tec',
-    _read('''
+    '''
 instance-helps | full > no-instance | motion probe | paper
     The instance loss helps.
 speed-helps | full > no-speed | motion probe | a reader
@@ -131,28 +131,28 @@ direction-helps | full > no-direction | motion probe | a reader
     The direction pretext helps.
 order-helps | full > no-order | motion probe | a reader
     The order pretext helps.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #648dc2a4
 CLAIMS['tec'] += _claims(
     'tec',
-    _read('''
+    '''
 real-time-equivariance | real/full > real/instance | R@1 one group out | paper
     On real footage, too: people doing actions, person left out.
 real-learns | real/full > real/random | R@1 one group out | sanity
     On real footage training beats a random encoder.
-real-frame-difference | real/full > 0.589 | R@1 one group out | sanity
-    On real footage it beats the nearest neighbour of frame differences (0.589, measured).
+real-frame-difference | real/full > real/full | R@1 one group out > R@1 one group out, frame difference | sanity
+    On real footage it beats the nearest neighbor of frame differences, which learn nothing.
 real-svm | real/full > real/instance | SVM one group out | paper
     On real footage a linear SVM on the features, person left out, beats one on instance features.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #998ab280
 CLAIMS['mcl'] = _claims(
     'mcl',
-    _read('''
+    '''
 motion | full > contrast | motion probe | paper, Table 1
     Motion-focused contrast knows motion better than plain contrast.
 retrieval | full > contrast | R@1 | paper, Table 5
@@ -173,39 +173,39 @@ st-over-t | l-st > l-t | motion probe | paper, Table 1
     It helps more than the temporal one.
 added | full > augmentation | motion probe | paper, Table 1
     Alignment adds to clips and crops chosen by motion.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #b32f3ae2
 CLAIMS['mcl'] += _claims(
     'mcl',
-    _read('''
+    '''
 over-weighted | full > weighted-feature | motion probe | paper, Table 2
     Aligning gradients beats aligning weighted features.
 over-features | full > feature | motion probe | paper, Table 2
     Aligning gradients beats aligning features.
 2d | 2d > 2d-contrast | motion probe | paper, Table 1
     It helps a network of single frames, too.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #5c02db26
 CLAIMS['mcl'] += _claims(
     'mcl',
-    _read('''
+    '''
 cam | full > contrast | CAM on object | paper, Fig. 6
     Grad-CAM falls on what moves.
 gradient | full > contrast | gradient on object | our prediction
     The alignment of gradients carries over to unseen videos.
 cam-features | feature > contrast | CAM on object | ours, after the first runs
     Grad-CAM follows if the features themselves are aligned.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #f7f14a77
 CLAIMS['mcl'] += _claims(
     'mcl',
-    _read('''
+    '''
 official | official > full | motion probe | a reader
     The released code's losses and rules add to the paper's.
 official-losses | official-losses > full | motion probe | a reader
@@ -218,24 +218,24 @@ true-flow | true-flow > full | CAM on object | our prediction
     Estimating the flow costs something.
 still | still-full = still-contrast ± 0.05 | sprite probe | a reader
     It does not hurt where little moves.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #e22c8d6b
 CLAIMS['mcl'] += _claims(
     'mcl',
-    _read('''
+    '''
 real | real/full > real/contrast | R@1 one group out | paper
     On real footage, too: people doing actions, person left out.
 real-cam | real/full > real/contrast | CAM like motion | paper, Fig. 6
     On real footage Grad-CAM is more like the motion.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #ae12b5b1
 CLAIMS['provico'] = _claims(
     'provico',
-    _read('''
+    '''
 twin | provico > infonce | motion probe | paper
     Videos as distributions beat the same encoder without them.
 twin-retrieval | provico > infonce | R@1 | paper
@@ -248,26 +248,26 @@ log-alone | provico = log-only ± 0.02 | motion probe | a reader
     The log term alone does what both do.
 scale | provico > literal | R@1 | ours, after a pilot run
     Variances on the scale of the means teach more than the loss as it is printed.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #29f8c028
 CLAIMS['provico'] += _claims(
     'provico',
-    _read('''
+    '''
 fall-built-in | weight-only > provico | uncertainty total | the reviewer
     Uncertainty falls because the log term asks for it.
 kl-idle | provico = kl-off ± 0.02 | motion probe | a reader
     A KL term of weight 0.0001 changes nothing.
 no-collapse | provico = 0.0 ± 0.5 | collapsed | paper
     The variance does not collapse.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #fe49a07f
 CLAIMS['provico'] += _claims(
     'provico',
-    _read('''
+    '''
 correlation | 0.0 > provico | rank correlation of total and hit of v | paper
     Uncertain videos are retrieved less well, all at the same moment of training.
 correlation-without | 0.0 > none | rank correlation of total and hit of v | a reader
@@ -282,18 +282,18 @@ between-untrimmed | provico > 0.5 | AUC untrimmed between | a reader
     The variance between clips notices untrimmed video.
 between-twin | provico = infonce ± 0.05 | AUC untrimmed between | a reader
     The twin without variances notices it as well.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #03395c5a
 CLAIMS['provico'] += _claims(
     'provico',
-    _read('''
+    '''
 mining-right | provico > 0.0833 | mined precision | paper
     Mined pairs share a class more often than chance.
 mining-cosine | provico > provico | mined precision > mined precision by cosine | a reader
     The distance of distributions mines better than the cosine.
-mining-useful | provico > no-mining | motion probe | a reader
+mining-useful | provico > no-mining | motion probe | a reader | control: true-pairs > no-mining
     Mining helps.
 hubs | provico > 0.333 | mined by the uncertain third | a reader
     Uncertain videos are hubs: they take part in more mined pairs.
@@ -301,17 +301,17 @@ sampled | provico = sampled ± 0.02 | motion probe | a reader
     Mining with samples equals mining in closed form.
 mixture | provico = ancestral ± 0.02 | motion probe | a reader
     Drawing from the mixture itself changes nothing.
-distance | provico > mining-means | motion probe | a reader
+distance | provico > mining-means | motion probe | a reader | control: true-pairs > no-mining
     Bhattacharyya mines better than Euclid.
 closed-match | provico = match-closed ± 0.02 | motion probe | a reader
     A match probability in closed form is as good.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #39b6fa59
 CLAIMS['provico'] += _claims(
     'provico',
-    _read('''
+    '''
 more-samples | samples-16 > samples-1 | motion probe | a reader
     More samples help.
 more-clips | provico > clips-1 | motion probe | paper
@@ -324,24 +324,24 @@ augmentation | provico = plain ± 0.02 | motion probe | paper
     Careful augmentation is unnecessary.
 augmentation-twin | infonce > infonce-plain | motion probe | paper
     The twin needs it.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #f15e9db4
 CLAIMS['provico'] += _claims(
     'provico',
-    _read('''
+    '''
 real | real/provico > real/infonce | R@1 one group out | paper
     On real footage, too: people doing actions, person left out.
 real-svm | real/provico > real/infonce | SVM one group out | paper
     And with a linear SVM.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #c0dad837
 CLAIMS['tsp'] = _claims(
     'tsp',
-    _read('''
+    '''
 background | tsp > tac | region AUC, all clips | paper
     TSP features separate action from background better than TAC on the same videos.
 boundaries | tsp > tac | boundary sharpness | paper
@@ -354,17 +354,27 @@ global-informs | tsp > shuffled | region AUC, all clips | ours
     What the global feature says matters: its own beats that of another video.
 max-average | tsp = avg ± 0.01 | region AUC, all clips | ours
     Maximum and mean over the video do equally well.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #0c51f967
 CLAIMS['tsp'] += _claims(
     'tsp',
-    _read('''
+    '''
 target | tac > start | action accuracy | a reader
     Training on the untrimmed videos beats the start from trimmed ones.
-action-cost | tac > tsp | action accuracy | ours
-    TSP pays with accuracy on actions.
+action-kept | tsp = tac ± 0.02 | action accuracy | paper
+    TSP tells actions apart as well as TAC.
+boundary-pretext | tsp > boundary | region AUC, all clips | a reader
+    Action or background teaches more about regions than the places of boundaries do.
+boundary-sharpness | boundary > tsp | boundary sharpness | a reader
+    A pretext about boundaries sees them more sharply.
+bent-head | mlp > mlp-no-gvf | region AUC, all clips | ours
+    With a head that can bend, the global feature is more than a threshold.
+tennis-background | real/tennis-tsp > real/tennis-tac | region AUC, all clips | paper
+    On tennis, too, TSP features separate action from background.
+tennis-boundaries | real/tennis-tsp > real/tennis-tac | boundary sharpness | paper
+    On tennis, too, TSP sees boundaries more sharply.
 actions-only | tac-actions-only > tac | action accuracy | ours
     Leaving the background out, TAC looks at actions more often and tells them apart better.
 both-heads | tsp > region-only | action accuracy | paper
@@ -375,26 +385,26 @@ self-supervised-tac | tac > localization/tiny/tec-probe | region AUC, all clips 
     So do features of TAC.
 learns | tsp > random | region AUC, all clips | sanity
     Training beats a random encoder.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #86c93d77
 CLAIMS['tsp'] += _claims(
     'tsp',
-    _read('''
+    '''
 looks | seconds-16 > seconds-4 | region AUC, all clips | a reader
     More looks at the same seconds help.
 length | tsp > step-16 | region AUC, all clips | a reader
     Clips of twice the length blur boundaries.
 normaliser | tsp = all-clips ± 0.03 | action accuracy | ours
     Averaging the action loss over foreground or over all clips makes no difference.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #d8ddfd9a
 CLAIMS['tsp'] += _claims(
     'tsp',
-    _read('''
+    '''
 real-background | real/tsp > real/tac | region AUC, all clips | paper
     On real footage TSP features separate action from background better than TAC.
 real-boundaries | real/tsp > real/tac | boundary sharpness | paper
@@ -405,11 +415,20 @@ real-self-supervised-tac | real/tac > localization/real/tec-probe | region AUC, 
     So do features of TAC, there.
 real-learns | real/tsp > real/random | region AUC, all clips | sanity
     On real footage training beats a random encoder.
-'''),
+''',
 )
 
 # %% ../../nbs/experiments/91_statements.ipynb #208fddb7
-CLAIMS['localization'] = _claims('localization', STATEMENTS)
+def _tuples(
+    method: str,  # whose table
+    statements: list[tuple],  # name, row ahead, other row, metric, source, text
+) -> list[Claim]:  # one each
+    "Statements that stand with their experiment."
+    lines = (f'{n} | {a} > {b} | {m} | {source}\n{text}' for n, a, b, m, source, text in statements)
+    return _claims(method, '\n'.join(lines))
+
+
+CLAIMS['localization'] = _tuples('localization', STATEMENTS)
 
 # %% ../../nbs/experiments/91_statements.ipynb #f711e395
-CLAIMS['captioning'] = _claims('captioning', captioning.STATEMENTS)
+CLAIMS['captioning'] = _tuples('captioning', captioning.STATEMENTS)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weighted_map', 'layers', 'gradcam', 'class_target', 'retrieval_target', 'similarity_target', 'upsample', 'area',
            'widen', 'energy_inside', 'map_similarity', 'rank_correlation', 'overlay', 'contact_sheet', 'write_video',
-           'two_clips', 'looked_at', 'draw_video', 'explain_video']
+           'two_clips', 'over_frames', 'draw_video', 'explain_video']
 
 # %% ../../nbs/explain/35_gradcam.ipynb #25aca2fd
 from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ..clips.contract import Clip, cut, scaled, view
 from ..clips.sampling import uniform_clips
-from ..clips.transforms import center_crop
 from ..core.files import InputError, atomic
 from ..evaluation.probes import evaluating
 
@@ -259,7 +258,6 @@ def overlay(
     clips: UInt8[Tensor, "*b 3 t h w"],  # RGB frames
     cam: Float[Tensor, "*b t h w"],  # their maps, at the size of the frames
     alpha: float = 0.8,  # opacity at the maximum, 0 to 1
-    colours: str = 'inferno',  # a Matplotlib colour map, best a perceptually uniform one
 ) -> UInt8[Tensor, "*b 3 t h w"]:  # RGB frames
     "Maps in colour over grey frames, each scaled by its maximum over the clip."
     import matplotlib
@@ -267,7 +265,7 @@ def overlay(
     _same_shape(cam, clips.select(-4, 0), 'frames')
     peak = cam.amax((-3, -2, -1), keepdim=True)
     share = (cam / peak.clamp(min=torch.finfo(cam.dtype).tiny)).float().cpu()
-    table = torch.tensor(matplotlib.colormaps[colours](np.arange(256))[:, :3] * 255).float()
+    table = torch.tensor(matplotlib.colormaps['inferno'](np.arange(256))[:, :3] * 255).float()
     colour = rearrange(table[(share * 255).round().long()], '... t h w c -> ... c t h w')
     opacity = alpha * share.unsqueeze(-4)
     grey = reduce(clips.cpu().float(), '... c t h w -> ... 1 t h w', 'mean')
@@ -383,13 +381,20 @@ def two_clips(
     return numbers, clips, info.fps / step / clip.stride
 
 # %% ../../nbs/explain/35_gradcam.ipynb #25c3a9e8
-def looked_at(
-    clips: UInt8[Tensor, "n 3 t h w"],  # as a source hands them out
-    clip: Clip,  # what the network is shown
-) -> UInt8[Tensor, "n 3 t s s"]:  # the square that the network sees, before it is normalized
-    "The part of a frame that a map lies over."
-    side = clip.size if clip.picture == 'released' else min(clips.shape[3:])
-    return center_crop(clips, (side, side))
+def over_frames(
+    cam: Float[Tensor, "n t y x"],  # map of the square that the network saw, of any size
+    clip: Clip,  # what the network was shown
+    size: tuple[int, int],  # height and width of the whole frames
+) -> Float[
+    Tensor, "n u {size[0]} {size[1]}"
+]:  # the map where it belongs, `u` = `clip.frames`; 0 outside
+    "A map over whole frames of a video."
+    wide = clip.resize or scaled(clip, *size)  # of the frame that the square was cut from
+    side = min(wide) if clip.picture == 'frame' else clip.size
+    seen = [round(n * side / m) for n, m in zip(size, wide)]
+    top, left = ((n - m) // 2 for n, m in zip(size, seen))
+    edges = (left, size[1] - left - seen[1], top, size[0] - top - seen[0])
+    return F.pad(upsample(cam, (clip.frames, *seen)), edges)
 
 # %% ../../nbs/explain/35_gradcam.ipynb #5274d8d1
 def _question(
@@ -438,7 +443,9 @@ def draw_video(
     "A contact sheet and a film of frames beside their maps."
     files = [stem.with_name(f'{stem.name}.gradcam.{end}') for end in ('png', film)]
     with atomic(files[0]) as temp:
-        contact_sheet(clips, cam, titles, frames=8).savefig(temp)
+        k = -(-min(clips.shape[3:]) // 256)  # a sheet of large frames shows every k-th pixel
+        sheet = contact_sheet(clips[..., ::k, ::k], cam[..., ::k, ::k], titles, frames=8)
+        sheet.savefig(temp)
     scene = rearrange([clips, overlay(clips, cam)], 's n c t h w -> c t (n h) (s w)')
     zoom = max(1, 112 // clips.shape[3])
     write_video(files[1], scene.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), fps)
@@ -456,16 +463,18 @@ def explain_video(
     film: str = 'gif',  # 'gif' or 'mp4'
 ) -> list[Path]:  # the picture and the film: NAME.gradcam.png, NAME.gradcam.gif
     "Explain two clips of a video in a contact sheet and a film."
+    from vidrepro.data.video import read_clips
+
     _check(out, target, film)
     numbers, clips, fps = two_clips(path, clip)
     if target == 'similarity' and len(clips) < 2:
         needed = f'two different clips need {(clip.frames - 1) * clip.stride + 2}'
         remedy = f'{needed}: give a longer video'
         raise InputError(f'video {path}', f'{int(numbers.max()) + 1} frames', remedy)
-    x, clips = view(clips, clip), looked_at(clips, clip)
+    x, clips = view(clips, clip), read_clips(path, numbers)
     with evaluating(network) as place, torch.no_grad():
         x = x.to(place)
         score, titles = _question(network(x), target, classes)
-    cam = upsample(gradcam(network, x, score, layer).cpu(), clips.shape[2:])
+    cam = over_frames(gradcam(network, x, score, layer).cpu(), clip, tuple(clips.shape[3:]))
     titles = [f'from frame {n[0]}: {title}' for n, title in zip(numbers.tolist(), titles)]
     return draw_video(Path(out) / Path(path).stem, clips, cam, titles, film, fps)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNEVEN', 'Strip', 'encode', 'Report', 'write_failures', 'Job', 'described', 'save', 'write_if_whole', 'run_batch',
-           'enqueue', 'finish', 'take', 'is_done', 'plan', 'bytes_of', 'timed', 'new_job', 'work_on', 'extract']
+           'enqueue', 'whole_samples', 'finish', 'take', 'is_done', 'plan', 'bytes_of', 'timed', 'new_job', 'work_on',
+           'extract']
 
 # %% ../../nbs/features/66_extract.ipynb #0ec47db6
 import time
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/features/66_extract.ipynb #b7d087ea
 from ..core.files import InputError, atomic, located, locked, remove_leftovers
+from ..data.clock import released_count
 from ..data.video import VideoError
 from ..evaluation.probes import evaluating
 from .samples import Facts, samples_of, several_at_once
@@ -157,7 +159,7 @@ def save(
     strip: Strip,  # of it, read and encoded to its end
 ) -> None:
     "Write the features of a video, if they are numbers."
-    array, facts, report = np.stack(strip.rows), strip.facts, job.report
+    array, facts, report = np.stack(strip.rows[: strip.clips]), strip.facts, job.report
     if not np.isfinite(array).all():
         return job.fail(path, 'the network returned NaN or infinity')
     axis = job.settings.axis(facts.fps)
@@ -216,13 +218,24 @@ def enqueue(
 UNEVEN = 'variable frame rate, and the encoder takes stored frames: convert it to a constant rate'
 
 
+def whole_samples(
+    strip: Strip,  # of a video, read to its end
+) -> int:  # samples that count
+    "As many as the authors count, at a constant rate."
+    facts, rate = strip.facts, strip.settings.clip.rate
+    if not rate or facts.vfr or facts.frames < 2:
+        return strip.samples
+    return min(strip.samples, max(released_count(facts.frames, facts.fps, rate), 1))
+
+# %% ../../nbs/features/66_extract.ipynb #c6117b51
 def finish(
     job: Job,  # that grows
     path: str,  # video
     strip: Strip,  # read to its end
 ) -> None:
     "The end of a video: write it, or wait for its last clips; or it has no features."
-    settings = job.settings
+    settings, strip.samples = job.settings, whole_samples(strip)
+    strip.clips = min(strip.clips, settings.clips(strip.samples))
     reason = f'{strip.samples} samples, a clip spans {settings.reach}'
     if strip.facts.vfr and not settings.clip.rate:
         job.fail(path, UNEVEN)

@@ -20,17 +20,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float32
 
 # %% ../../nbs/features/67_formats.ipynb #29b52f79
-from ..core.files import InputError, atomic
+from ..core.files import InputError, atomic, need
+from ..data.clock import released_count, slack
 from ..data.shards import write_shard
 from ..data.video import VideoError, frame_times
-from .samples import slack
 from vidrepro.features.settings import (
     Features,
     Settings,
@@ -143,7 +142,7 @@ def write_h5(
     items: Named,  # features
 ) -> None:
     "One HDF5 file, a dataset a video, compressed as TSP's are."
-    with h5py.File(folder / 'features.h5', 'w') as file:
+    with need('h5py', 'h5').File(folder / 'features.h5', 'w') as file:
         for key, features in items:
             file.create_dataset(
                 key, data=features.array, chunks=True, compression='gzip', compression_opts=9
@@ -316,7 +315,7 @@ def read_array(
         elif file.suffix == '.pt':
             array = torch.load(file, weights_only=True).numpy()
         elif file.suffix in ('.h5', '.hdf5'):
-            with h5py.File(file) as opened:
+            with need('h5py', 'h5').File(file) as opened:
                 array = opened[key][:]
         else:
             remedy = 'needs .npy, .pt or .h5; a pickle can run code when it is read: convert it where you trust it'
@@ -349,7 +348,7 @@ def write_gvf(
     vectors: dict[str, Float32[np.ndarray, "d"]],  # from `gvf`
 ) -> None:
     "Global video features as TSP's training reads them."
-    with atomic(file) as temp, h5py.File(temp, 'w') as opened:
+    with atomic(file) as temp, need('h5py', 'h5').File(temp, 'w') as opened:
         for key, vector in vectors.items():
             opened.create_dataset(key, data=vector, compression='gzip', compression_opts=9)
 
@@ -362,7 +361,12 @@ def expected_samples(
     index, seconds, end = frame_times(video)
     if not rate:
         return len(seconds)
-    return max(1, math.ceil((end - slack(float(index.tick))) * rate))
+    seen = max(1, math.ceil((end - slack(float(index.tick))) * rate))
+    gaps = np.diff(seconds)
+    if len(seconds) < 2 or gaps.max() > 1.25 * gaps.min():  # the rate varies
+        return seen
+    fps = (len(seconds) - 1) / float(seconds[-1])
+    return min(seen, max(released_count(len(seconds), fps, rate), 1))
 
 # %% ../../nbs/features/67_formats.ipynb #1f669445
 def check_features(
@@ -413,7 +417,7 @@ def failures_in(
         reasons |= dict(pd.read_csv(file, **how).to_numpy())
     return reasons
 
-
+# %% ../../nbs/features/67_formats.ipynb #5ff6d944
 def of_no_video(
     folder: Path,  # of features
     known: set[Path],  # features of videos

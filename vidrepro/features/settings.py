@@ -24,7 +24,8 @@ from torch import nn
 from ..clips.contract import Clip
 from ..core.files import InputError, atomic, content_hash
 from ..core.settings import from_json, require_choices, to_json
-from ..data.door import ENDINGS, find
+from ..core.walk import ENDINGS
+from ..data.door import find
 from ..data.shards import file_hash
 
 # %% ../../nbs/features/65_settings.ipynb #04221bf8
@@ -193,7 +194,7 @@ def written(
     about = {key: value for key, value in to_json(settings).items() if key != 'on_short'}
     return about | dict(encoder=encoder, weights=fingerprint(network))
 
-
+# %% ../../nbs/features/65_settings.ipynb #b77ee3d9
 def read_settings(
     about: dict,  # from `written`
 ) -> Settings:  # that pad short videos

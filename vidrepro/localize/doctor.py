@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import InputError
-from ..data.door import ENDINGS
+from ..core.walk import ENDINGS
 
 # %% ../../nbs/localize/77_doctor.ipynb #5ad2e333
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MADE', 'Example', 'unlabelled', 'truth_of', 'table_of', 'fingerprint', 'pooled', 'fit_classes', 'same_channels',
-           'made_of', 'Source', 'source_of', 'read_features', 'read_named', 'read_examples', 'load_scores',
+           'made_of', 'Source', 'source_of', 'hop_of', 'read_features', 'read_named', 'read_examples', 'load_scores',
            'read_video_scores']
 
 # %% ../../nbs/localize/78_examples.ipynb #bea2c55e
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..core.files import InputError
 from ..data.annotations import read_activitynet
+from ..features.settings import in_todays_words
 from vidrepro.localize.doctor import (
     beside,
     examine,
@@ -171,15 +173,16 @@ def same_channels(
     return channels
 
 # %% ../../nbs/localize/78_examples.ipynb #859276ad
-MADE = ('weights', 'frames', 'rate', 'stride', 'size', 'transform', 'resampled')  # in NAME.json
+MADE = ('weights', 'frames', 'stride', 'rate', 'size', 'picture', 'resize', 'hop', 'resampled')
 
 # %% ../../nbs/localize/78_examples.ipynb #82d64997
 def made_of(
     about: dict,  # what NAME.json says; may be empty
-) -> str:  # e.g. `weights 1f0c, frames 16, ...`
+) -> str:  # e.g. `weights 1f0c, frames 16, ..., hop 16`
     "How features were made, in words that can be compared."
-    settings = about.get('settings') or {}
-    return ', '.join(f'{key} {settings[key]}' for key in MADE if key in settings)
+    settings = in_todays_words(about.get('settings') or {})
+    flat = settings.get('clip', {}) | settings
+    return ', '.join(f'{key} {flat[key]}' for key in MADE if flat.get(key) not in (None, []))
 
 # %% ../../nbs/localize/78_examples.ipynb #4ed63bd7
 @dataclass(frozen=True)
@@ -214,6 +217,14 @@ def source_of(
             raise InputError(f'features {e.name or i}', e.made, remedy)
     step = float(np.median([e.duration / len(e.features) for e in examples]))
     return Source(channels, step, first.made)
+
+# %% ../../nbs/localize/78_examples.ipynb #5a25a5fc
+def hop_of(
+    source: Source | None,  # of the features that a detector learnt from
+) -> int | None:  # samples from row to row; none: not known
+    "How far apart a detector expects rows."
+    found = re.search(r'\bhop (\d+)', source.made) if source else None
+    return int(found[1]) if found else None
 
 # %% ../../nbs/localize/78_examples.ipynb #284ea4d3
 def read_features(

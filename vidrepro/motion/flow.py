@@ -46,9 +46,8 @@ class TVL1:
         rest = {'step': 0 < self.step < 1, 'epsilon': self.epsilon >= 0}
         remedies = 'give more than 0', 'give at least 1', 'see the class TVL1 for its range'
         for checks, remedy in zip((positive, whole, rest), remedies):
-            for name, good in checks.items():
-                if not good:
-                    raise InputError(name, getattr(self, name), remedy)
+            if wrong := [name for name, good in checks.items() if not good]:
+                raise InputError(wrong[0], getattr(self, wrong[0]), remedy)
         if self.median not in (1, 3, 5):
             raise InputError('median', self.median, 'use 1 (no filter), 3 or 5')
 
@@ -234,9 +233,8 @@ def _relax(
             smooth = _median(rearrange(row.images()[1], 'c b h w -> (c b) h w'), settings.median)
             row.old[:, : row.n] = smooth.view(2, row.n)
         moved, last = row.iterate(settings), k + 1 == settings.inner * settings.outer
-        near = [
-            j for j, i in enumerate(pairs) if i in left and (moved[j] <= settings.epsilon or last)
-        ]
+        at_rest = [last or change <= settings.epsilon for change in moved]
+        near = [j for j, i in enumerate(pairs) if i in left and at_rest[j]]
         if not near:
             continue
         planes, found = row.images(), [pairs[j] for j in near]
@@ -267,10 +265,9 @@ def _resize(
     factor: float | None = None,  # pixels of the input a pixel of the result; from the sizes
 ) -> Float[Tensor, '*b y x']:
     "Two matrix products."
-    matrices = [
-        _resize_matrix(n, m, factor or n / m).to(images) for n, m in zip(images.shape[-2:], size)
-    ]
-    return matrices[0] @ images @ matrices[1].mT
+    sides = zip(images.shape[-2:], size)
+    down, across = (_resize_matrix(n, m, factor or n / m).to(images) for n, m in sides)
+    return down @ images @ across.mT
 
 # %% ../../nbs/motion/22_flow.ipynb #22310ce2
 def _pyramid(
@@ -320,9 +317,7 @@ def _require_pairs(a: Tensor, b: Tensor, least: int = 1) -> None:
     for x in (a, b):
         _require_batch('images', x, 'b h w')
         if not x.is_floating_point():
-            raise InputError(
-                'images', x.dtype, 'give floats, grey levels 0 to 255: see gray_levels'
-            )
+            raise InputError('images', x.dtype, 'give floats from 0 to 255: see gray_levels')
     if a.shape != b.shape:
         raise InputError('images', f'{tuple(a.shape)} and {tuple(b.shape)}', 'give one shape')
     if min(a.shape[1:]) < least:
@@ -396,10 +391,8 @@ def difference(
     change = (b - a) * (20 / 255)
     return torch.stack([change, torch.zeros_like(change)], 1)
 
-
-FLOWS = {'tvl1': tvl1, 'dis': dis, 'farneback': farneback, 'difference': difference}
-
 # %% ../../nbs/motion/22_flow.ipynb #2ca0e958
+FLOWS = {'tvl1': tvl1, 'dis': dis, 'farneback': farneback, 'difference': difference}
 FAST = dict(scales=2, step=0.5, warps=1, inner=20, outer=1)  # of `TVL1`, for images of 32 pixels
 
 # %% ../../nbs/motion/22_flow.ipynb #29535c19

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..learning.distributed import gather, world
-from ..learning.train import EMA, Callback, adamw
+from ..learning.recipe import GPU, REAL, adamw
+from ..learning.train import EMA, Callback
 from ..models.checkpoints import pretrained
 from .mcl_views import Config, Views, aligned, extras, layer_of, sample, views, watch
 
@@ -319,69 +320,20 @@ def loss(
     return sum(weights[k] * v for k, v in terms.items() if k in weights), terms
 
 # %% ../../nbs/papers/61_mcl.ipynb #693b4c05
-CODE = dict(
-    losses='official',
-    rules='official',
-    reading='official',
-    volume='softmax',
-    motion_share=0.7,
-    strangers=False,
-)
+CODE = dict(losses='official', rules='official', reading='official', volume='softmax')
+CODE |= dict(motion_share=0.7, strangers=False)
 
 # %% ../../nbs/papers/61_mcl.ipynb #621cc9d9
-_UCF101 = dict(
-    data='ucf101',
-    candidates=8,
-    frames=16,
-    stride=2,
-    size=224,
-    backbone='r2plus1d_50',
-    batch=32,
-    steps=59_600,
-    lr=0.01,
-    warmup=1490,
-    weight_decay=1e-4,
-    solver='sgd',
-    workers=8,
-    crop=0.2,
-    flip=0.5,
-    hue=0.1,
-    blur=0.5,
-    flow='tvl1',
-    queue=131_072,
-    momentum=0.999,
-    hidden=2048,
-)
+_UCF101 = dict(data='ucf101', frames=16, stride=2, size=224, backbone='r2plus1d_50', workers=8)
+_UCF101 |= dict(steps=59_600, warmup=1490, batch=32, lr=0.01, weight_decay=1e-4, solver='sgd')
+_UCF101 |= dict(crop=0.2, flip=0.5, hue=0.1, blur=0.5, flow='tvl1', candidates=8)
+_UCF101 |= dict(queue=131_072, momentum=0.999, hidden=2048)
 
 # %% ../../nbs/papers/61_mcl.ipynb #2ef0b51a
 PRESETS = {
     'tiny': Config(batch=64, steps=700, crop=0.6, momentum=0.9),
-    'gpu': Config(
-        videos=20_000,
-        frames=16,
-        size=112,
-        length=256,
-        backbone='r3d_18',
-        batch=64,
-        steps=3000,
-        warmup=200,
-        queue=16_384,
-        momentum=0.999,
-        hidden=512,
-        flow='tvl1-fast',
-    ),
-    'real': Config(
-        data='weizmann',
-        stride=2,
-        size=64,
-        picture='frame',
-        resize=(64, 85),
-        batch=24,
-        steps=400,
-        crop=0.6,
-        momentum=0.9,
-        flip=0.5,
-    ),
+    'gpu': Config(**GPU | dict(batch=32), queue=4096, momentum=0.99, hidden=512, flow='tvl1-fast'),
+    'real': Config(**REAL, crop=0.6, momentum=0.9),
     'paper': Config(**_UCF101),
     'official': Config(**_UCF101, **CODE),
 }

@@ -26,8 +26,9 @@ from ..clips import transforms
 from ..core.files import InputError
 from ..core.settings import require_choices
 from ..learning.recipe import Recipe
+from ..learning.views import recolored
 from ..models.backbones import backbone, last_conv
-from ..motion.flow import FLOWS, flow
+from ..motion.flow import FAST, FLOWS, flow
 from ..motion.maps import motion_map
 
 # %% ../../nbs/papers/60_mcl_views.ipynb #5d3c2700
@@ -56,8 +57,7 @@ def _require_sense(
     limits = dict.fromkeys(('momentum', 'coverage', 'motion_share'), (0, 1))
     limits |= dict(candidates=(least, 1e6), queue=(smallest, 1e9))
     for field, (low, high) in limits.items():
-        given = getattr(cfg, field)
-        if not low <= given <= high:
+        if not low <= (given := getattr(cfg, field)) <= high:
             raise InputError(f'setting {field}', given, f'give a number from {low:g} to {high:g}')
 
 # %% ../../nbs/papers/60_mcl_views.ipynb #0da3c68f
@@ -271,10 +271,10 @@ def held(
     share = hot_share(maps, boxes)
     return share, share.new_full((len(maps),), cfg.coverage)
 
-# %% ../../nbs/papers/60_mcl_views.ipynb #08f88386
+# %% ../../nbs/papers/60_mcl_views.ipynb #47072532
 TRIES = {'paper': 20, 'official': 40}  # crops to try [code]
 
-# %% ../../nbs/papers/60_mcl_views.ipynb #47072532
+
 def motion_boxes(
     maps: Float[Tensor, "b h w"],  # S-motion of each clip
     generator: torch.Generator,  # the only source of randomness
@@ -306,10 +306,10 @@ def watch(
     finally:
         handle.remove()
 
-# %% ../../nbs/papers/60_mcl_views.ipynb #86c1e396
+# %% ../../nbs/papers/60_mcl_views.ipynb #188ef2d3
 LAYERS = {'tiny': 'layer1.conv2', 'tiny_2d': 'layer1.conv2'}  # of all others the last convolution
 
-# %% ../../nbs/papers/60_mcl_views.ipynb #188ef2d3
+
 @lru_cache
 def feature_grid(
     name: str,  # of the backbone
@@ -364,7 +364,7 @@ def estimate_flow(
     if method != 'tvl1-fast':
         return flow(clips, method)
     scales = 1 + max(0, round(math.log2(min(clips.shape[3:]) / 32)))
-    return flow(clips, 'tvl1', scales=scales, step=0.5, warps=1, inner=20, outer=1)
+    return flow(clips, 'tvl1', **FAST | dict(scales=scales))
 
 # %% ../../nbs/papers/60_mcl_views.ipynb #ebe0b476
 def measure(
@@ -460,10 +460,7 @@ def look(
     "Crop, mirror, colours, grey, blur, normalise; the same for all frames of a clip."
     x = transforms.resized_crop(clips.float() / 255, boxes, (cfg.size, cfg.size))
     x = torch.where(mirrored[:, None, None, None, None], x.flip(-1), x)
-    if cfg.jitter or cfg.hue:
-        x = transforms.color_jitter(x, generator, *3 * [cfg.jitter], cfg.hue)
-    if cfg.grey:
-        x = transforms.random_grayscale(x, generator, cfg.grey)
+    x = recolored(x, generator, cfg)
     if cfg.blur:
         x = transforms.gaussian_blur(x, generator, p=cfg.blur)
     return transforms.normalize(x)

@@ -27,7 +27,8 @@ from ..core.files import InputError
 from ..core.settings import require_choices
 from ..learning.distributed import gather, my_rows, world
 from ..learning.losses import contrast
-from ..learning.train import Callback, adamw
+from ..learning.recipe import GPU, PAPER, REAL, adamw
+from ..learning.train import Callback
 from ..learning.views import augment
 from ..models.checkpoints import pretrained
 from vidrepro.papers.provico_gaussians import (
@@ -446,58 +447,13 @@ def balanced(
     "Variances on the scale of the means, Eq. (32)."
     return dict(dim=dim, factor=1 / dim, trace_low=0.001, trace_start=0.3, trace_high=float(dim))
 
-
-PRESETS = {'tiny': Config(**balanced(128))}
-
 # %% ../../nbs/papers/51_provico.ipynb #f92fb02f
-PRESETS['gpu'] = Config(
-    videos=20_000,
-    frames=16,
-    size=112,
-    length=256,
-    backbone='r3d_18',
-    batch=64,
-    steps=3000,
-    warmup=200,
-    precision='bf16',
-    mine_after=1000,
-    **balanced(256),
-)
-
-# %% ../../nbs/papers/51_provico.ipynb #ed31efec
-PRESETS['real'] = Config(
-    data='weizmann',
-    frames=8,
-    stride=2,
-    size=64,
-    picture='frame',
-    resize=(64, 85),
-    batch=16,
-    steps=400,
-    mine_after=150,
-    flip=0.5,
-    **balanced(128),
-)
-
-# %% ../../nbs/papers/51_provico.ipynb #c31a84a4
-PRESETS['paper'] = Config(
-    data='ucf101',
-    frames=16,
-    size=112,
-    backbone='r3d_18',
-    clips=4,
-    batch=64,
-    steps=30_000,
-    lr=3e-4,
-    warmup=1000,
-    weight_decay=1e-4,
-    precision='bf16',
-    workers=8,
-    mine_after=5000,
-    flip=0.5,
-    hue=0.1,
-    **balanced(256),
-)
+PRESETS = {
+    'tiny': Config(**balanced(128)),
+    'gpu': Config(**GPU | dict(batch=32), precision='bf16', mine_after=130, **balanced(256)),
+    'real': Config(**REAL | dict(batch=16), mine_after=150, **balanced(128)),
+    'paper': Config(**PAPER, clips=4, mine_after=5000, **balanced(256)),
+}
 
 # %% ../../nbs/papers/51_provico.ipynb #1680c9e0
 LITERAL = {name: getattr(Config(), name) for name in ('factor', 'trace_low', 'trace_start')}

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..clips.sampling import random_clips
-from ..learning.recipe import Recipe
+from ..learning.recipe import GPU, REAL, Recipe
 from ..learning.views import augment
 from ..models.checkpoints import pretrained
 
@@ -29,15 +29,9 @@ class Config(Recipe):
 
 PRESETS = {
     'tiny': Config(),
-    'gpu': Config(
-        videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
-        steps=3000, warmup=200, precision='bf16',
-    ),
-    'real': Config(
-        data='weizmann', classes=10, size=64, picture='frame', resize=(64, 85), batch=24,
-        steps=400, stride=2, flip=0.5,
-    ),
-}  # fmt: skip
+    'gpu': Config(**GPU | dict(batch=128), precision='bf16'),
+    'real': Config(**REAL, classes=10),
+}
 
 # %% ../../nbs/papers/39_supervised.ipynb #1718ee55
 @dataclass

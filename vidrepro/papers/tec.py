@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from ..clips.sampling import TecTuples, tec_tuples
 from ..core.files import InputError
 from ..core.settings import require_choices
-from ..learning.distributed import gather, my_rows
+from ..learning.distributed import apply, gather, my_rows
 from ..learning.losses import contrast
-from ..learning.recipe import Recipe
-from ..learning.train import apply
+from ..learning.recipe import GPU, PAPER, REAL, Recipe
 from ..learning.views import augment
 from ..models.checkpoints import pretrained
 from ..models.heads import mlp
@@ -230,19 +229,10 @@ def loss(
 # %% ../../nbs/papers/40_tec.ipynb #bd2ebab5
 PRESETS = {
     'tiny': Config(),
-    'gpu': Config(
-        videos=20_000, frames=16, size=112, length=256, backbone='r3d_18', batch=128,
-        steps=3000, lr=1e-3, warmup=200, precision='bf16', hidden=1024,
-    ),
-    'real': Config(
-        data='weizmann', frames=8, stride=2, size=64, picture='frame', resize=(64, 85),
-        speeds=(1, 2, 4), batch=24, steps=400, flip=0.5,
-    ),
-    'paper': Config(
-        data='ucf101', frames=16, size=112, backbone='r3d_18', batch=64, steps=30_000, lr=3e-4,
-        warmup=1000, weight_decay=1e-4, precision='bf16', workers=8, hidden=1024, flip=0.5, hue=0.1,
-    ),
-}  # fmt: skip
+    'gpu': Config(**GPU, precision='bf16', hidden=1024),
+    'real': Config(**REAL, speeds=(1, 2, 4)),
+    'paper': Config(**PAPER, hidden=1024),
+}
 
 # %% ../../nbs/papers/40_tec.ipynb #f2b60735
 TWIN = dict(temporal='invariant', spatial='invariant')

@@ -98,17 +98,20 @@ def _within(
     answer: Float[Tensor, "m"],  # how much a clip looks like action
     labels: Int[Tensor, "m"],  # -1 background, -2 unknown
     video: Int[Tensor, "m"],  # number of its video
-) -> Float[Tensor, "v"]:  # area under the curve of each video that has both kinds
+) -> tuple[
+    Float[Tensor, "v"], Int[Tensor, "v"]
+]:  # area under the curve of each video that has both kinds, and its number
     "How well an answer ranks action above background, video by video."
     from sklearn.metrics import roc_auc_score
 
-    found = []
+    found, numbers = [], []
     for number in video.unique():
         of = (video == number) & (labels > -2)
         truth = (labels[of] >= 0).numpy()
         if 0 < truth.sum() < len(truth):
             found.append(roc_auc_score(truth, answer[of].numpy()))
-    return torch.tensor(found)
+            numbers.append(number)
+    return torch.tensor(found), torch.stack(numbers)
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #eace8b1b
 def region_scores(
@@ -129,10 +132,11 @@ def region_scores(
         'region AUC': (test.inside, 'inside one segment'),
         'region AUC, all clips': (test.centre, 'all, labelled by their middle frame'),
     }
-    return [
-        make_score(name, _within(answer, labels, test.video), 0.5, dict(how, clips=which))
-        for name, (labels, which) in clips.items()
-    ]
+    scores = []
+    for name, (labels, which) in clips.items():
+        values, numbers = _within(answer, labels, test.video)
+        scores.append(make_score(name, values, 0.5, dict(how, clips=which), numbers))
+    return scores
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #68b81df0
 def sharpness(
@@ -142,13 +146,15 @@ def sharpness(
 ) -> Score:  # 0: features do not notice boundaries
     "Cosine of two clips that touch inside a segment less that across a boundary, mean over videos."
     cosine = F.cosine_similarity(*(test.pairs - train.features.mean(0)).unbind(1))
-    drops = []
+    drops, numbers = [], []
     for number in test.pair_video.unique():
         of = test.pair_video == number
         inside, across = (cosine[of & (test.across == kind)] for kind in (False, True))
-        drops += [inside.mean() - across.mean()] if len(inside) and len(across) else []
+        if len(inside) and len(across):
+            drops.append(inside.mean() - across.mean())
+            numbers.append(number)
     how = dict(protocol, clips='two that touch', features='less their mean over training videos')
-    return make_score('boundary sharpness', torch.stack(drops), 0.0, how)
+    return make_score('boundary sharpness', torch.stack(drops), 0.0, how, torch.stack(numbers))
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #54d47154
 def score_backbone(

@@ -8,6 +8,7 @@ __all__ = ['missing', 'spelled', 'read_run', 'start', 'obey', 'look_after', 'run
 # %% ../../nbs/runs/47_pool.ipynb #4128f69f
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,10 +20,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from ..core.checkpoint import read_log
 from ..core.files import atomic
 from ..core.results import list_runs, load_run
 from ..core.settings import from_json, to_json
-from ..learning.train import deferred_stop, read_log
+from ..learning.train import deferred_stop
 from .execute import execute
 from .methods import pick_method
 from .run import Run
@@ -45,7 +47,7 @@ def spelled(
     start = run.start and spelled(run.start)
     return dict(name=run.name, method=run.method, config=to_json(run.config), start=start)
 
-
+# %% ../../nbs/runs/47_pool.ipynb #d7a21b02
 def read_run(
     order: dict,  # from `spelled`
 ) -> Run:  # equal to the one that was spelled
@@ -133,22 +135,24 @@ def _fill_up(
         bar = bars.add_task(run.name, total=run.config.steps, last='')
         active[run.name] = start(run, *how), bar
 
-
+# %% ../../nbs/runs/47_pool.ipynb #cd49fcc0
 def run_suite(
     runs: list[Run],  # what to run, in this order
     folder: Path,  # runs are kept here
     device: str | None = None,  # `cpu`, `cuda`; none: the best there is
     jobs: int = 1,  # processes at a time
     root: Path | None = None,  # folder of cards
+    seconds: float = math.inf,  # after which what still runs is stopped and saved
 ) -> list[str]:  # names of runs that failed; their logs say why
     "Run what has no card yet, a process each, with a bar for each."
     todo, active, failed, making = missing(runs, root), {}, [], {}
+    over = lambda end=time.monotonic() + seconds: time.monotonic() > end
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
     columns += TimeRemainingColumn(), TextColumn('{task.fields[last]}')
     with deferred_stop() as asked, Bars(*columns, refresh_per_second=2) as bars:
         whole = bars.add_task('all runs', total=len(runs), completed=len(runs) - len(todo), last='')
         try:
-            while (todo or active) and not asked.is_set():
+            while (todo or active) and not (asked.is_set() or over()):
                 _fill_up(todo, active, making, bars, (folder, device, root, jobs))
                 time.sleep(0.5)
                 failed += look_after(active, bars, whole, folder)

@@ -90,15 +90,16 @@ def opened(
     cfg: Recipe,  # settings: `data`, `root`, `bad`, and those of a clip
 ) -> Any:  # a source with splits
     "All videos that a setting names, as clips of its contract."
+    from vidrepro.data.near_duplicates import divided
     from vidrepro.data.shards import SHARDS, open_shards
 
     where = Path(cfg.data)
     if (where / SHARDS).is_file():
         source = open_shards(where, bad=cfg.bad)
     elif where.is_dir():
-        source = from_folder(where, bad=cfg.bad, splits=True)
+        source = divided(from_folder(where, bad=cfg.bad))
     elif where.is_file():
-        source = from_list(where, cfg.root or None, bad=cfg.bad, splits=True)
+        source = divided(from_list(where, cfg.root or None, bad=cfg.bad))
     else:
         source = _named(cfg)
     return dataclasses.replace(source, clip=cfg.clip, rate=cfg.rate)
