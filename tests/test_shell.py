@@ -27,6 +27,7 @@ LINES = {  # words of a command -> how it is called; {out} is what it writes, ot
     'demo': '--folder {out} --set steps=1 --set batch=4 --device cpu',
     'train': f'tec --data {{clips}} --folder {{out}} --device cpu {SMALL}',
     'evaluate': '{run} --device cpu',
+    'compare': '{run} --page {out}/x.html --device cpu',
     'gradcam': '{run} {video} --out {out} --device cpu',
     'flow': '{video} --out {out}/x.mp4 --method difference --short 16',
     'features extract': '{clips} {out} --run {run} --on-short pad --hop 4 --device cpu',

@@ -123,7 +123,8 @@ def atomic(
         _sync(path.parent)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
+            with suppress(AttributeError):  # PyAV's own errors cannot be told
+                error.filename = str(path)  # a full disk does not say where
         if old.exists() and not path.exists():
             os.replace(old, path)
         raise
