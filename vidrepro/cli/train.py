@@ -135,7 +135,12 @@ def introduce(
         out.print(f'note: {remark}')
     cfg, known = run.config, sorted(source.classes)
     words = f'{len(known)} classes' if known else 'no classes'
-    held = '' if cfg.data == 'moving-digits' else f', {len(videos_of(run, "test"))} held out'
+    held = ', painted ones to test on'
+    if cfg.data != 'moving-digits':
+        try:
+            held = f', {len(videos_of(run, "test"))} held out'
+        except InputError as error:  # training needs no test
+            held = f', none held out ({error.value})'
     out.print(f'{run.method}: {len(source)} videos to train on{held}, {words}; {cfg.steps} steps')
 
 # %% ../../nbs/cli/94_train.ipynb #4abe5409
