@@ -1,0 +1,174 @@
+"Every command that README and the pages of the command line print is typed, outside the checkout, and leaves what it promises."
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import vidrepro.cli.train as training
+from vidrepro.cli.main import main as cli
+from vidrepro.core.files import data_root
+
+ROOT = Path(__file__).parents[1]
+SMALL = '--set steps=2 --set batch=4 --set frames=4 --set size=24 --set warmup=1 --device cpu'
+MORE = {  # what makes a command quick; settings come last, and the last one holds
+    'train tsp': f"{SMALL} --set classes=2 --set background='' --set gvf=none",
+    'train mcl': SMALL.replace('frames=4', 'frames=8'),
+    'train': SMALL,
+    'localize train': '--preset small --set epochs=1',
+    'localize captions train': '--set epochs=1 --set width=8',
+    'features extract': '--hop 4 --on-short pad',
+}
+
+
+def printed():
+    "Place -> command lines printed there, in order."
+    text, found = (ROOT / 'README.md').read_text(encoding='utf-8'), {}
+    found['README'] = re.findall(r'^(vidrepro .+?)(?:  +#.*)?$', text, re.M)
+    for page in sorted((ROOT / 'nbs/cli').glob('9?_*.ipynb')):
+        cells = json.loads(page.read_text(encoding='utf-8'))['cells']
+        prose = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+        found[page.stem] = re.findall(r'^    (vidrepro .+)$', prose, re.M)
+    return {place: lines for place, lines in found.items() if lines}
+
+
+def film(path, size, fps, shift, frames=90):
+    "A bright square that moves over noise."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (h, w), draw = size, np.random.default_rng(list(path.name.encode()))
+    ground = draw.integers(0, 120, (h, w, 3), np.uint8)
+    with av.open(str(path), 'w') as file:
+        stream = file.add_stream('libx264', rate=fps, options=dict(preset='ultrafast'))
+        stream.height, stream.width, stream.pix_fmt = h, w, 'yuv420p'
+        for t in range(frames):
+            picture = ground.copy()
+            at = (draw.integers(0, 3) + 2 * shift * t) % (w - 20)
+            picture[h // 3 : h // 3 + 20, at : at + 20] = 255
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+        file.mux(stream.encode())
+    return path
+
+
+def typed(line):
+    "Type a command here; its exit code and everything it said."
+    said, words = io.StringIO(), shlex.split(line)[1:]
+    more = next((m for start, m in MORE.items() if ' '.join(words).startswith(start)), '')
+    argv, sys.argv = sys.argv, ['vidrepro', *words, *shlex.split(more)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            cli()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = argv
+    return code, said.getvalue()
+
+
+@pytest.fixture(scope='module')
+def films(tmp_path_factory):
+    "Two classes of clips, wide and high, fast and slow; and their names in the annotations."
+    home = tmp_path_factory.mktemp('films')
+    for k in range(8):
+        size, fps = ((90, 160), (160, 90), (120, 122))[k % 3], (25, 30, 24)[k % 3]
+        for label, shift in dict(jump=1, run=-1).items():
+            film(home / label / f'{k + 1:02} {label}.mp4', size, fps, shift)
+    return home
+
+
+def told(names):
+    "Annotations and captions of videos by name."
+    acts = [dict(segment=[0.3, 1.4], label='jump'), dict(segment=[1.8, 2.6], label='run')]
+    base, said = {}, {}
+    for k, name in enumerate(sorted(names)):
+        number = 0 if name == 'one' else int(name[:2]) - 1
+        about = dict(duration=90 / (25, 30, 24)[number % 3])
+        base[name] = about | dict(subset=('training', 'validation')[k % 2], annotations=acts)
+        said[name] = about | dict(timestamps=[[0.3, 1.4]], sentences=['It jumps up'])
+    return dict(database=base), said
+
+
+@pytest.fixture
+def home(films, tmp_path, monkeypatch):
+    "A folder with all that the lines name."
+    monkeypatch.chdir(tmp_path)
+    for name in ('my_videos', 'my/videos', 'videos'):
+        shutil.copytree(films, tmp_path / name)
+    shutil.copytree(films, tmp_path / 'other/videos')
+    for path in (tmp_path / 'other/videos').rglob('*.mp4'):
+        film(path, (64, 96), 15, 2, frames=40)
+    one = films / 'jump' / '01 jump.mp4'
+    for name in ('my_video.mp4', 'jump.mp4', 'my/videos/jump/01.mp4', 'videos/one.mp4'):
+        shutil.copy(one, tmp_path / name)
+    names = {p.stem for p in (tmp_path / 'videos').rglob('*.mp4')}
+    truth, said = told(names)
+    for file in ('truth.json', 'segments.json'):
+        here = truth if file == 'truth.json' else told(names - {'one'})[0]
+        (tmp_path / file).write_text(json.dumps(here))
+    for file in ('captions_train.json', 'captions_val_1.json', 'captions_val_2.json'):
+        (tmp_path / file).write_text(json.dumps(said))
+    (tmp_path / 'told.json').write_text(json.dumps(told(names - {'one'})[1]))
+    names = 'PRESETS, build, loss, sample, views'
+    (tmp_path / 'my_method.py').write_text(f'from vidrepro.papers.tec import {names}\n')
+    untrimmed = dict(database={})
+    for k, path in enumerate(sorted(films.rglob('*.mp4'))):
+        part = ('train', 'valid')[k % 2]
+        (tmp_path / 'my/untrimmed' / part).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / 'my/untrimmed' / part)
+        untrimmed['database'] |= told([path.stem])[0]['database']
+        untrimmed['database'][path.stem]['subset'] = ('training', 'validation')[k % 2]
+    (tmp_path / 'annotations.json').write_text(json.dumps(untrimmed))
+    return tmp_path
+
+
+@pytest.mark.parametrize('place', printed())
+def test_lines(place, home, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, 'run_all', lambda runs, *_: asked.extend(runs))
+    if place not in ('README', '94_train'):
+        assert typed('vidrepro train tec --data my/videos --folder runs/mine')[0] == 0
+    for line in printed()[place]:
+        words = line.split()
+        if '--data weizmann' in line:
+            if not data_root():
+                continue
+            shutil.rmtree(home / 'videos')
+            (home / 'videos').mkdir()
+            (home / 'videos/weizmann').symlink_to(data_root() / 'weizmann')
+        if words[1] == 'compare':
+            for k, name in enumerate(('one', 'two', 'three')):
+                new = f'vidrepro train tec --data my/videos --folder runs/{name} --seed {k}'
+                assert (home / 'runs' / name).exists() or typed(new)[0] == 0
+        code, said = typed(line)
+        assert code == 0, (line, said[-800:])
+        promised(home, line, words)
+    assert place not in ('README', '94_train') or asked
+
+
+def promised(home, line, words):
+    "What a line leaves behind."
+    for file in re.findall(r'\S+\.(?:safetensors|npz|html|png)\b', line):
+        assert (home / file).is_file(), line
+    if words[1] == 'train' and '--dry-run' not in line:
+        folder = re.search(r'--folder (\S+)', line)
+        preset = re.search(r'--preset (\S+)', line)
+        name = f'{Path(words[2]).stem}-{preset[1] if preset else "tiny"}-0'
+        there = home / (folder[1] if folder else f'runs/{name}')
+        assert (there / 'checkpoint.safetensors').is_file() and (there / 'run.json').is_file()
+    if words[1:3] == ['features', 'extract']:
+        assert list((home / 'features').rglob('*.npy'))
+    if words[1] == 'gradcam':
+        assert {p.suffix for p in home.glob('*.gradcam.*')} == {'.png', '.gif'}
+    if words[1] == 'flow':
+        out = re.search(r'--out (\S+)', line)
+        assert (home / (out[1] if out else 'my_video.map.mp4')).is_file()
+    if words[1:3] == ['tsp', 'prepare']:
+        assert len(list((home / 'my/untrimmed').glob('*.csv'))) == 4
