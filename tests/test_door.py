@@ -238,6 +238,22 @@ def test_lists(made, encoding):
         assert found.group == (group if columns > 3 else '')
 
 
+@pytest.mark.parametrize(
+    'line, row',
+    [
+        ('my clips/a b.mp4 run train', ('my clips/a b.mp4', 'run', 'train')),
+        ('c d.mp4 long jump test', ('c d.mp4', 'long jump', 'test')),
+        ('frames/a run val', ('frames/a', 'run', 'val')),
+        ('frames/a b run', ('frames/a b', 'run', '')),
+        ('a.mp4', ('a.mp4', '', '')),
+        ('plain', ('plain', '', '')),
+    ],
+)
+def test_blanks_between_path_label_and_split(line, row):
+    (found,) = parse_list(line, 'list').itertuples()
+    assert (found.path, found.label, found.split) == row
+
+
 def test_classes_of_lists_are_text(tmp_path):
     (tmp_path / 'l.txt').write_text('a.mp4 10\nb.mp4 9\nc.mp4 001\nd.mp4 1\ne.mp4\nf.mp4 -1\n')
     data = from_list(tmp_path / 'l.txt')

@@ -433,3 +433,26 @@ def test_one_file_for_every_command(videos, tmp_path, monkeypatch):
         (Path('back') / p).read_bytes() == (Path('copies') / p).read_bytes()
         for p in videos_in(Path('copies'))
     )
+
+
+def test_both_sides(videos, tmp_path):
+    "Copies of one height and width, whatever the source; the middle is kept."
+    table, _ = standardize(videos, tmp_path / 'out', fps=5, short=(32, 48))
+    good = table[table.status == 'ok']
+    assert len(good) and set(zip(good.height, good.width)) == {(32, 48)}
+    for path in good.path:
+        info = probe((tmp_path / 'out' / path).with_suffix('.mp4'))
+        assert (info.height, info.width) == (32, 48)
+    with pytest.raises(InputError, match='even'):
+        standardize(videos, tmp_path / 'odd', short=(32, 47))
+
+
+def test_videos_are_not_to_blame_for_processes(videos, tmp_path, monkeypatch):
+    "Where none can start, that is said, and no video is called broken."
+
+    def broken(*_, **__):
+        raise BrokenProcessPool('no process')
+
+    monkeypatch.setattr(module.ProcessPoolExecutor, 'submit', broken)
+    with pytest.raises(InputError, match='processes cannot start here'):
+        scan(videos, tmp_path / 'scan.csv', workers=2)

@@ -170,6 +170,12 @@ def standardize(
         float, typer.Option(help='Frames a second of the copies.')
     ] = 15,  # of the copies
     short_side: Annotated[int, typer.Option(help='Shorter side, pixels, even.')] = 128,  # pixels
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            help='Height and width of all copies, cut to fit.', show_default='in proportion'
+        ),
+    ] = None,  # pixels, in place of the shorter side
     crf: Annotated[
         int, typer.Option(help='Quality of H.264: 0 = best to 51 = smallest.')
     ] = 18,  # quality
@@ -178,7 +184,9 @@ def standardize(
 ) -> None:  # exit code 1 when a file could not be copied
     "Copy videos to a constant rate and size; exit code 1 if some could not be."
     print_lines(tell(walk_folder(root, endings_of(endings))[1]))
-    rows, made = copying.standardize(root, out, fps, short_side, crf, workers, endings_of(endings))
+    rows, made = copying.standardize(
+        root, out, fps, size or short_side, crf, workers, endings_of(endings)
+    )
     for row in rows[rows.status != 'ok'].itertuples():
         typer.echo(f'{row.status}: {row.path}: {row.reason}')
     typer.echo(summary(rows, made, 'copied or tried'))

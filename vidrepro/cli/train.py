@@ -234,7 +234,9 @@ def estimate(
     for field, value in dataclasses.asdict(run.config).items():
         out.print(f'  {field:14} {value}')
     cfg, kind = run.config, pick_device(device).type
-    Batches(source, pick_method(run.method).sample, cfg.batch)  # refuses a batch that the videos do not fill
+    Batches(
+        source, pick_method(run.method).sample, cfg.batch
+    )  # refuses a batch that the videos do not fill
     near = execute.nearby(source, kind)
     few = [rehearse(run, near, device, min(b, cfg.batch), 2) for b in (2, 4)]
     each = max(few[1].memory - few[0].memory, 0) / 2

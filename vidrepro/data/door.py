@@ -84,8 +84,10 @@ def split_path(
         return path.replace('""', '"').strip(), sep, rest[1:] if sep != ' ' else rest
     sep = next((sep for sep in '\t;,' if sep in line), ' ')
     if sep == ' ':
-        path, _, rest = line.strip().rpartition(sep)
-        return (path, sep, rest) if path else (rest, sep, '')
+        words = line.split()
+        behind = 2 if len(words) > 2 and split_of(words[-1]) else 1  # a label, or label and split
+        path, *rest = line.strip().rsplit(maxsplit=behind) or ['']
+        return path, sep, ' '.join(rest)
     path, _, rest = line.partition(sep)
     return path.strip(), sep, rest
 

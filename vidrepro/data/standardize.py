@@ -31,11 +31,15 @@ def copy_times(
 # %% ../../nbs/data/15_standardize.ipynb #1deb96a8
 def copy_size(
     info: VideoInfo,  # of the source
-    short: int,  # pixels of the shorter side
+    short: int | tuple[int, int],  # pixels of the shorter side, or height and width to cover
 ) -> tuple[int, int]:  # height and width, both even
-    "Scale the shorter side to `short`, the longer one in proportion."
-    scale = short / min(info.height, info.width)
-    height, width = (2 * round(side * scale / 2) for side in (info.height, info.width))
+    "Scale the shorter side to `short`, the longer one in proportion; or until both are covered."
+    sides = info.height, info.width
+    if isinstance(short, tuple):
+        scale = max(want / have for want, have in zip(short, sides))
+        return tuple(max(w, 2 * round(side * scale / 2)) for w, side in zip(short, sides))
+    scale = short / min(sides)
+    height, width = (2 * round(side * scale / 2) for side in sides)
     return max(height, 2), max(width, 2)
 
 # %% ../../nbs/data/15_standardize.ipynb #eb9d6d6e
@@ -43,19 +47,22 @@ def encode_copy(
     source: Path,  # video to read
     target: Path,  # video to write, `.mp4`
     fps: Fraction,  # frames a second
-    short: int,  # pixels of the shorter side
+    short: int | tuple[int, int],  # pixels of the shorter side, or height and width
     crf: int,  # 0 = best to 51 = smallest
 ) -> tuple[int, int, int]:  # frames, height and width written
     "One video at a constant rate, Eq. (1); the target appears when it is whole."
     info = probe(source)
-    (height, width), times = copy_size(info, short), copy_times(info.duration, fps)
-    piece = max(1, 256 * 10**6 // (3 * height * width))
+    whole, times = copy_size(info, short), copy_times(info.duration, fps)
+    height, width = short if isinstance(short, tuple) else whole
+    top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
+    piece = max(1, 256 * 10**6 // (3 * whole[0] * whole[1]))
     options = dict(crf=str(crf), g=str(max(1, round(fps))), threads='1')
     with atomic(target) as temp, av.open(str(temp), 'w') as file:
         stream = file.add_stream('libx264', rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, 'yuv420p'
         for first in range(0, len(times), piece):
-            clip = read_times(source, [times[first : first + piece]], (height, width))[0]
+            clip = read_times(source, [times[first : first + piece]], whole)[0]
+            clip = clip[..., top : top + height, left : left + width]
             for image in rearrange(clip, 'c t h w -> t h w c').contiguous().numpy():
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
         file.mux(stream.encode())
@@ -66,7 +73,7 @@ def copy_one(
     root: Path,  # folder to read from
     out: Path,  # folder to write to
     fps: Fraction,  # frames a second
-    short: int,  # pixels of the shorter side
+    short: int | tuple[int, int],  # pixels of the shorter side, or height and width
     crf: int,  # 0 = best to 51 = smallest
     path: str,  # below `root`
 ) -> dict:  # status, reason, frames, height, width
@@ -81,13 +88,14 @@ def copy_one(
 # %% ../../nbs/data/15_standardize.ipynb #f666a784
 def check_settings(
     fps: int | float,  # frames a second
-    short: int,  # pixels of the shorter side
+    short: int | tuple[int, int],  # pixels of the shorter side, or height and width
     crf: int,  # quality
 ) -> None:
     "Refuse settings that no encoder can follow."
+    sides = short if isinstance(short, tuple) else (short,)
     for name, value, good, remedy in (
         ('fps', fps, 0 < fps <= 1000, 'give frames a second, above 0 and at most 1000'),
-        ('short side', short, short >= 16 and short % 2 == 0, 'give an even number from 16 up'),
+        ('size', short, all(s >= 16 and s % 2 == 0 for s in sides), 'give even numbers from 16 up'),
         ('crf', crf, 0 <= crf <= 51, 'give 0 (best) to 51 (smallest)'),
     ):
         if not good:
@@ -110,7 +118,7 @@ def standardize(
     root: str | Path,  # folder with videos
     out: str | Path,  # folder for the copies: same layout, endings become `.mp4`
     fps: int | float = 15,  # frames a second
-    short: int = 128,  # pixels of the shorter side, even
+    short: int | tuple[int, int] = 128,  # pixels of the shorter side, or height and width; even
     crf: int = 18,  # quality, 0 = best to 51 = smallest
     workers: int = 1,  # processes
     endings: frozenset[str] = ENDINGS,  # of video files, in small letters; empty = every file
@@ -121,6 +129,7 @@ def standardize(
     if out.resolve().is_relative_to(root.resolve()):
         raise InputError('folder to write to', out, 'give one outside the folder to read')
     copies = copy_names(walk_folder(root, endings)[0])
+    name = 'size' if isinstance(short, tuple) else 'short side'
     rate = Fraction(fps).limit_denominator(1001)
     ledger = Ledger(out / 'standardize.csv', ('status', 'reason', 'frames', 'height', 'width'))
     return once_each(
@@ -128,7 +137,7 @@ def standardize(
         root,
         list(copies),
         ledger,
-        f'fps {rate}, short side {short}, crf {crf}',
+        f'fps {rate}, {name} {short}, crf {crf}',
         workers,
         lambda row: row['status'] != 'ok' or (out / copies[row['path']]).exists(),
     )
