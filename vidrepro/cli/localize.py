@@ -124,10 +124,11 @@ Preset = Annotated[
 # %% ../../nbs/cli/97_localize.ipynb #18af3d4e
 def not_learnt(
     rows: list[dict],  # an epoch each
-    config: Config,  # of the training
+    config: detection.Settings,  # of the training
 ) -> str:  # empty where there is nothing to say
     "Whether the confidence is that of a guess."
-    last = rows[-1].get('confidence', 0.0) / config.confidence if config.confidence else 0.0
+    weight = getattr(config, 'confidence', 0.0)  # an ActionFormer has none
+    last = rows[-1].get('confidence', 0.0) / weight if weight else 0.0
     if last < 0.95 * math.log(2):
         return ''
     guess = f'the confidence loss is {last:.3f}, a guess has ln 2 = {math.log(2):.3f}'
