@@ -122,11 +122,13 @@ def atomic(
         os.replace(temp, path)
         _sync(path.parent)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            with suppress(AttributeError):  # PyAV's own errors cannot be told
-                error.filename = str(path)  # a full disk does not say where
         if old.exists() and not path.exists():
             os.replace(old, path)
+        if isinstance(error, OSError) and error.filename is None:
+            try:
+                error.filename = str(path)  # a full disk does not say where
+            except AttributeError:  # PyAV's errors cannot be told
+                raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         _remove(temp)
