@@ -114,7 +114,7 @@ def spoken(
     if isinstance(error, OSError):
         file = error.filename if error.filename is not None else 'a file'
         return (
-            f'{file}: {one(error.strerror or error).split(" (")[0]}; check the path, its rights and free space',
+            f'{file}: {one(error.strerror or error)}; check the path, its rights and free space',
             2,
         )
     if type(error).__name__ == 'SafetensorError' or 'unexpected pos' in str(error):
