@@ -12,6 +12,7 @@ from vidrepro.digits.moving_digits import MovingDigits, write_videos
 from vidrepro.runs import execute
 from vidrepro.runs.methods import pick_preset
 from vidrepro.runs.run import Run, hashes, open_run
+from vidrepro.runs.videos import videos_of
 
 SMALL = dict(steps=4, batch=8, frames=4, hidden=16, dim=8, warmup=1)
 
@@ -59,10 +60,9 @@ def test_trained_on_shards_tested_on_their_files(homes, tmp_path, recwarn):
 def test_what_its_start_had_seen(homes, tmp_path):
     "A run that began with the weights of another has seen the videos of both."
     cfg = pick_preset('tec', 'tiny', data=homes / 'others', weights=homes / 'mine', **SMALL)
-    execute.train(Run('more', 'tec', cfg), tmp_path / 'more', 'cpu', quiet=True)
-    both = open_run(homes / 'mine').seen() | {
-        h for h in from_folder(homes / 'others', splits=True).in_split('train').manifest.hash
-    }
+    run = Run('more', 'tec', cfg)
+    execute.train(run, tmp_path / 'more', 'cpu', quiet=True)
+    both = open_run(homes / 'mine').seen() | set(videos_of(run, 'train').manifest.hash)
     assert open_run(tmp_path / 'more').seen() == both
 
 

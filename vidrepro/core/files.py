@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'InputError', 'need', 'atomic', 'remove_leftovers', 'locked', 'project_dir', 'data_root', 'tar_members',
-           'located', 'content_hash', 'decode']
+           'located', 'content_hash', 'file_hash', 'decode']
 
 # %% ../../nbs/core/01_files.ipynb #e2480daa
 import codecs
@@ -122,11 +122,13 @@ def atomic(
         os.replace(temp, path)
         _sync(path.parent)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            with suppress(AttributeError):  # PyAV's own errors cannot be told
-                error.filename = str(path)  # a full disk does not say where
         if old.exists() and not path.exists():
             os.replace(old, path)
+        if isinstance(error, OSError) and error.filename is None:
+            try:
+                error.filename = str(path)  # a full disk does not say where
+            except AttributeError:  # PyAV's errors cannot be told
+                raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         _remove(temp)
@@ -257,6 +259,17 @@ def content_hash(
             data.seek(first + at)
             digest.update(data.read(min(edge, size)))
     return digest.hexdigest()[:16]
+
+# %% ../../nbs/core/01_files.ipynb #1a60f5b6
+def file_hash(
+    file: Path,  # to be read
+) -> str:  # SHA-256, hexadecimal
+    "Names the exact bytes of a file."
+    digest = hashlib.sha256()
+    with open(file, 'rb') as data:
+        while piece := data.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 # %% ../../nbs/core/01_files.ipynb #8c44bc3d
 MARKS = {

@@ -22,11 +22,10 @@ from torch import nn
 
 # %% ../../nbs/features/65_settings.ipynb #e61327e0
 from ..clips.contract import Clip
-from ..core.files import InputError, atomic, content_hash
+from ..core.files import InputError, atomic, content_hash, file_hash
 from ..core.settings import from_json, require_choices, to_json
 from ..core.walk import ENDINGS
 from ..data.door import find
-from ..data.shards import file_hash
 
 # %% ../../nbs/features/65_settings.ipynb #04221bf8
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..core.checkpoint import part, read_checkpoint
 from ..core.files import InputError, atomic
 from ..core.results import versions
 from ..core.settings import from_json, to_json
+from ..data import door
 from ..learning.recipe import Recipe
 from .methods import pick_method
 
@@ -93,6 +94,8 @@ def about(
 ) -> dict:  # JSON
     "Everything that is known of a run before its first step."
     known = dict(fingerprint=fingerprint(source), classes=list(source.classes))
+    if found := getattr(source, 'found', None):  # what is held out belongs to the run, too
+        known |= dict(table=door.fingerprint(found.manifest))
     return dict(
         form=1, name=run.name, method=_name(run.method), settings=run.settings(),
         data=dict(source.describe(), **known), clip=to_json(run.config.clip),
@@ -103,9 +106,10 @@ def about(
 def identity(
     record: dict,  # from `about`, or the header of a checkpoint
 ) -> dict:  # what must not change while a run goes on
-    "Settings and videos; a path of the data is not among them, for the fingerprint says more."
+    "Settings and videos, those held out, too; a path of the data is not among them, for fingerprints say more."
     settings = {k: v for k, v in record['settings'].items() if k != 'data'}
-    return dict(settings, videos=record['data']['fingerprint'])
+    data = record['data']
+    return dict(settings, videos=data['fingerprint'], table=data.get('table', ''))
 
 # %% ../../nbs/runs/43_run.ipynb #7be7a323
 def place(
