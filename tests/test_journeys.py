@@ -133,6 +133,7 @@ def home(films, tmp_path, monkeypatch):
 def test_lines(place, home, monkeypatch):
     asked = []
     monkeypatch.setattr(training, 'run_all', lambda runs, *_: asked.extend(runs))
+    monkeypatch.setattr(training, 'borrow', lambda *_: asked.append('gpu'))  # minutes of a GPU
     if place not in ('README', '94_train'):
         assert typed('vidrepro train tec --data my/videos --folder runs/mine')[0] == 0
     for line in printed()[place]:
@@ -144,8 +145,8 @@ def test_lines(place, home, monkeypatch):
             (home / 'videos').mkdir()
             (home / 'videos/weizmann').symlink_to(data_root() / 'weizmann')
         if words[1] == 'compare':
-            for k, name in enumerate(('one', 'two', 'three')):
-                new = f'vidrepro train tec --data my/videos --folder runs/{name} --seed {k}'
+            for k, name in enumerate(('one', 'two', 'three', 'other')):
+                new = f'vidrepro train tec --data my_videos --folder runs/{name} --seed {k}'
                 assert (home / 'runs' / name).exists() or typed(new)[0] == 0
         code, said = typed(line)
         assert code == 0, (line, said[-800:])

@@ -27,7 +27,7 @@ LINES = {  # words of a command -> how it is called; {out} is what it writes, ot
     'demo': '--folder {out} --set steps=1 --set batch=4 --device cpu',
     'train': f'tec --data {{clips}} --folder {{out}} --device cpu {SMALL}',
     'evaluate': '{run} --device cpu',
-    'compare': '{run} --page {out}/x.html --device cpu',
+    'compare': '{run} {twin} --page {out}/x.html --device cpu',
     'gradcam': '{run} {video} --out {out} --device cpu',
     'flow': '{video} --out {out}/x.mp4 --method difference --short 16',
     'features extract': '{clips} {out} --run {run} --on-short pad --hop 4 --device cpu',
@@ -119,6 +119,7 @@ def world(tmp_path_factory):
         assert code == 0, (words, said[-500:], errors)
 
     do('train', out=at['run'])
+    at['twin'] = Path(shutil.copytree(at['run'], home / 'twin'))
     do('features extract', out=at['features'])
     do('data pack', out=at['shards'])
     do('data compose', out=at['untrimmed'])
