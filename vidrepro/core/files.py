@@ -124,7 +124,7 @@ def atomic(
     except BaseException as error:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             try:
                 error.filename = str(path)  # a full disk does not say where
             except AttributeError:  # PyAV's errors cannot be told
