@@ -86,13 +86,12 @@ def read_log(
     "Rows that `Log` wrote."
     if not Path(path).exists():
         return []
-    rows = []
-    with open(path, newline='') as f:
-        for r in csv.DictReader(f):
-            if None in r or None in r.values():
-                continue
-            try:
-                rows.append({k: int(v) if k == 'step' else float(v) for k, v in r.items()})
-            except ValueError:
-                continue
+    text, rows = Path(path).read_text(), []
+    for r in csv.DictReader(text[: text.rfind('\n') + 1].splitlines()):  # whole lines only
+        if None in r or None in r.values():
+            continue
+        try:
+            rows.append({k: int(v) if k == 'step' else float(v) for k, v in r.items()})
+        except ValueError:
+            continue
     return rows
