@@ -34,6 +34,7 @@ from vidrepro.cli.options import (
     changes,
     out,
     use_threads,
+    writable,
 )
 from ..core.files import InputError, atomic
 from ..evaluation.probes import Score
@@ -42,7 +43,7 @@ from ..learning.train import Batches
 from ..runs import execute
 from ..runs.methods import pick_method, pick_preset
 from ..runs.run import Run, Saved, fingerprint, open_run
-from ..runs.scores import beside, save_embeddings
+from ..runs.scores import beside, embedding_files, save_embeddings
 from ..runs.videos import told, videos_of
 
 # %% ../../nbs/cli/94_train.ipynb #3b546890
@@ -122,8 +123,9 @@ def introduce(
         out.print(
             f'{len(bad)} bad videos are left out:', *(f'  {p}: {r}' for p, r in bad), sep='\n'
         )
-    for remark in getattr(getattr(source, 'found', None), 'remarks', ()):
-        out.print(f'note: {remark}')
+    if found := getattr(source, 'found', None):
+        for line in found.report():
+            out.print(f'note: {line}')
     cfg, known = run.config, sorted(source.classes)
     words = f'{len(known)} classes' if known else 'no classes'
     held = ', painted ones to test on'
@@ -347,6 +349,8 @@ def evaluate(
     "Score the encoder of a run: retrieval, probes or SVM, beside floors, with interval and chance."
     use_threads(threads)
     saved = open_run(run, data=data, root=root)
+    for file in embedding_files(save) if save else ():
+        writable(file)
     keep = {} if save else None
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: out.print(f'note: {message}')

@@ -340,6 +340,8 @@ def remarks_on(
         several = [list(values) for values in several if len(values) > 1]
         if several:
             notes.append(f'{many(len(several), "content")} {word}, {some(several[0])}')
+    if others := sorted({*manifest.split} - {'', *SPLITS.values()}):
+        notes.append(f'{some(others)}: neither train, val nor test, and not used as such')
     if len(labelled) < len(manifest) and len(labelled):
         notes.append(f'{len(manifest) - len(labelled)} of {len(manifest)} without a label')
     videos = labelled.assign(unit=recordings(labelled)).groupby('label').unit.nunique()
