@@ -40,6 +40,7 @@ from ..core.files import InputError, atomic
 from ..evaluation.probes import Score
 from ..learning.distributed import pick_device
 from ..learning.train import Batches
+from ..models.checkpoints import load_weights, weights_file
 from ..runs import execute
 from ..runs.methods import pick_method, pick_preset
 from ..runs.run import Run, Saved, fingerprint, open_run
@@ -127,6 +128,8 @@ def introduce(
         for line in found.report():
             out.print(f'note: {line}')
     cfg, known = run.config, sorted(source.classes)
+    if (path := weights_file(cfg.weights)).is_file():
+        out.print(f'weights of {path}: {load_weights(path, cfg.backbone)[2]}')
     words = f'{len(known)} classes' if known else 'no classes'
     held = ', painted ones to test on'
     if cfg.data != 'moving-digits':
