@@ -137,7 +137,8 @@ def introduce(
             held = f', {len(videos_of(run, "test"))} held out'
         except InputError as error:  # training needs no test
             held = f', none held out ({error.value})'
-    out.print(f'{run.method}: {len(source)} videos to train on{held}, {words}; {cfg.steps} steps')
+    what = 'pieces of videos' if hasattr(source, 'videos') else 'videos'
+    out.print(f'{run.method}: {len(source)} {what} to train on{held}, {words}; {cfg.steps} steps')
 
 # %% ../../nbs/cli/94_train.ipynb #4abe5409
 TRY = 30.0  # seconds that a try may take, about
