@@ -102,6 +102,21 @@ def test_train_again_needs_resume(folder, trained):
     assert all((before[k] == after[k]).all() for k in before)
 
 
+@pytest.mark.parametrize('by', [r'_\d*(\d)\.', 'table'])
+def test_recordings_stay_on_one_side(folder, tmp_path, by):
+    "By a pattern in their names, or by a table; the run remembers the rule."
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.mp4'))
+    group = {name: name[-5] for name in names}
+    if by == 'table':
+        by = tmp_path / 'groups.csv'
+        by.write_text('path,group\n' + ''.join(f'{n},{g}\n' for n, g in group.items()))
+    line = ['train', 'tec', '--data', folder, '--folder', tmp_path / 'run', '--group-by', by]
+    done(*line, *SMALL, '--set', 'steps=0')
+    held = json.loads((tmp_path / 'run' / 'run.json').read_text())['held_out']
+    assert held and {group[n] for n in held}.isdisjoint(group[n] for n in {*names} - {*held})
+    assert 'groups out' in done('evaluate', tmp_path / 'run', '--device', 'cpu', '--all')
+
+
 def test_dry_run(tmp_path):
     said = done('train', 'tec', '--folder', tmp_path / 'run', '--dry-run', *SMALL)
     assert all(word in said for word in ('steps', 'M weights', 'GiB', 'a step', 'h on cpu'))

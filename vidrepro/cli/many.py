@@ -21,13 +21,14 @@ from vidrepro.cli.options import (
     Data,
     Device,
     Folder,
+    GroupBy,
     Root,
     Threads,
     changes,
     out,
     use_threads,
 )
-from .train import FIRST
+from .train import FIRST, grouped
 from ..core.files import InputError, atomic
 from ..core.results import load_run, results_dir
 from ..evaluation.comparison import Difference, paired
@@ -106,6 +107,7 @@ def compare(
     ],  # two at least
     data: Data = '',  # videos
     root: Root = '',  # folder of the videos of a card or list
+    group_by: GroupBy = '',  # recordings
     page: Page = Path('comparison.html'),  # to write
     device: Device = None,  # where to compute
     threads: Threads = 0,  # of the processor
@@ -114,6 +116,7 @@ def compare(
     use_threads(threads)
     if len(runs) < 2:
         raise InputError('runs', len(runs), 'name two runs or more')
+    data = grouped(data, group_by)
     opened = {str(path): open_run(path, data=data, root=root) for path in runs}
     tested = {fingerprint(videos_of(s.run, 'test')) for s in opened.values()}
     if len(tested) > 1:

@@ -18,7 +18,7 @@ from ..data.door import find
 from ..digits.moving_digits import MovingDigits
 from ..learning.recipe import Recipe
 from .methods import hook, pick_method
-from .run import Run
+from .run import GROUPED, Run
 
 # %% ../../nbs/runs/44_videos.ipynb #58d19ba1
 PAINTED = {  # part -> videos (0: as the settings say), seed, split of digits and photographs
@@ -90,11 +90,13 @@ def _named(
 def in_folder(
     where: Path,  # folder of videos
     bad: str,  # policy
+    group_by: str = '',  # as `data.door.name_groups`
 ) -> VideoDataset:  # with classes if there is a folder for one
     "Videos of a folder, labeled or not."
-    found = find(where)
-    labeled = found.items.empty or (found.items.label != '').any()
-    return from_folder(where, bad=bad) if labeled else from_found(found, bad=bad)
+    found = find(where, group_by=group_by)
+    if found.items.empty or (found.items.label != '').any():
+        return from_folder(where, bad=bad, group_by=group_by)
+    return from_found(found, bad=bad)
 
 # %% ../../nbs/runs/44_videos.ipynb #5f72e881
 def opened(
@@ -104,13 +106,16 @@ def opened(
     from vidrepro.data.near_duplicates import divided
     from vidrepro.data.shards import SHARDS, open_shards
 
-    where = Path(cfg.data)
+    path, _, group_by = cfg.data.partition(GROUPED)
+    where = Path(path)
+    if group_by and (not where.exists() or (where / SHARDS).is_file()):
+        raise InputError('groups', group_by, 'only videos of a folder or a list can be grouped')
     if (where / SHARDS).is_file():
         source = open_shards(where, bad=cfg.bad)
     elif where.is_dir():
-        source = divided(in_folder(where, cfg.bad))
+        source = divided(in_folder(where, cfg.bad, group_by))
     elif where.is_file():
-        source = divided(from_list(where, cfg.root or None, bad=cfg.bad))
+        source = divided(from_list(where, cfg.root or None, bad=cfg.bad, group_by=group_by))
     else:
         source = _named(cfg)
     return dataclasses.replace(source, clip=cfg.clip, rate=cfg.rate)
