@@ -199,6 +199,14 @@ CASES = {
     'impossible clip': (['train', 'tec', '--data', '{folder}', '--set', 'frames=400'], '400'),
     'no frames': (['train', 'tec', '--set', 'frames=0'], 'at least 1'),
     'wrong row': (['train', 'tec', '--set', 'temporal=sometimes'], 'equivariant'),
+    'more than all': (['train', 'tec', '--set', 'flip=2'], 'flip: got 2.0; give 0 to 1'),
+    'less than none': (['train', 'tec', '--set', 'warmup=-5'], 'give 0 or more'),
+    'no number': (['train', 'tec', '--set', 'lr=nan'], 'setting lr'),
+    'groups of nothing': (['train', 'tec', '--group-by', 'folder'], '--data'),
+    'no group in a pattern': (
+        ['train', 'tec', '--data', '{folder}', '--group-by', 'left'],
+        '(bracket)',
+    ),
     'odd batch': (['train', 'tec', '--set', 'batch=7'], 'multiple'),
     'big batch': (
         ['train', 'tec', '--data', '{folder}', '--set', 'frames=4', '--set', 'batch=64'],

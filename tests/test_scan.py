@@ -462,3 +462,14 @@ def test_videos_are_not_to_blame_for_processes(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(module.ProcessPoolExecutor, 'submit', broken)
     with pytest.raises(InputError, match='processes cannot start here'):
         scan(videos, tmp_path / 'scan.csv', workers=2)
+
+
+def test_pack_looks_at_what_it_packs(videos, tmp_path):
+    "A broken file is refused or left out before a shard is written."
+    broken = videos / videos_in(videos)[0]
+    broken.write_bytes(b'')
+    refused = run('pack', videos, tmp_path / 'shards')
+    assert refused.exit_code == 2 and broken.name in refused.output
+    assert not (tmp_path / 'shards').exists()
+    done = run('pack', videos, tmp_path / 'shards', '--bad', 'skip')
+    assert done.exit_code == 0 and '3 samples' in done.output

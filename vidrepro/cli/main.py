@@ -82,7 +82,7 @@ root = typer.Typer(
     context_settings=dict(help_option_names=['-h', '--help']),
 )
 
-
+# %% ../../nbs/cli/99_main.ipynb #1c99a005
 def print_version(
     wanted: bool | None,  # whether the option was given
 ) -> bool:  # the same
@@ -92,7 +92,7 @@ def print_version(
         raise typer.Exit
     return bool(wanted)
 
-
+# %% ../../nbs/cli/99_main.ipynb #1c99a007
 @root.callback()
 def options(
     version: Annotated[
@@ -113,7 +113,7 @@ tsp_app = group('tsp', 'Tables for temporally-sensitive pretraining.')
 def tsp_options() -> None:
     "Tables for temporally-sensitive pretraining."
 
-
+# %% ../../nbs/cli/99_main.ipynb #1c99a009
 @tsp_app.command()
 def prepare(
     annotations: Annotated[Path, typer.Argument(help='JSON in the form of ActivityNet.')],  # a file
