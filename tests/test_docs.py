@@ -215,6 +215,7 @@ async function visit(page) {
   const all = [...d.querySelectorAll('.math')];
   return {formulas: all.length,
           plain: all.filter(x => !x.querySelector('mjx-container svg')).length,
+          answer: d.querySelector('.answer tbody tr')?.getBoundingClientRect().bottom ?? 0,
           wrong: [...d.querySelectorAll('mjx-merror, [data-mjx-error]')].map(x => x.outerHTML.slice(0, 300)),
           narrow: measure(390), wide: measure(1440),
           ms: Math.round(performance.now() - begin)};
@@ -307,6 +308,12 @@ def test_every_page_opens(seen, pages):
 def test_no_sideways_scroll_on_a_phone(seen):
     bad = {name: s['narrow']['page'] for name, s in seen.items() if s['narrow']['page'] != 390}
     assert not bad
+
+
+def test_the_answer_is_on_the_first_screen(seen):
+    "Of a phone, 390 by 844 pixels: question and answer of every page of results."
+    bottom = {name: round(s['answer']) for name, s in seen.items() if s['answer']}
+    assert len(bottom) >= 9 and max(bottom.values()) <= 844, bottom
 
 
 def test_code_fits_on_a_desk(seen):

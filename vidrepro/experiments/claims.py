@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from ..core.files import InputError
@@ -488,7 +489,7 @@ def _line(
     ax.plot([v.low, v.high], [y, y], color=color, lw=1.6)
     ax.plot(v.mean, y, marker, color=color, mfc=fill, ms=5)
     at = dict(transform=ax.get_yaxis_transform(), va='center', fontsize=7)
-    ax.text(1.03, y, v.word, color=color, **at)
+    ax.text(1.03, y, v.word, **at)
 
 # %% ../../nbs/experiments/90_claims.ipynb #0780ee3b
 def _panel(
@@ -505,6 +506,7 @@ def _panel(
     ax.set_yticklabels(names)
     ax.set_title(metric, fontsize=8, loc='left')
     ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.spines[['top', 'right']].set_visible(False)
 
 # %% ../../nbs/experiments/90_claims.ipynb #75f13a58
@@ -518,7 +520,7 @@ def forest(
         groups.setdefault(v.claim.metric, []).insert(0, v)
     if not groups:
         return None
-    sizes = [len(g) + 1.6 for g in groups.values()]
+    sizes = [len(g) + 2.4 for g in groups.values()]
     size = (4.5, 0.4 + 0.2 * sum(sizes))
     fig, axes = plt.subplots(len(groups), figsize=size, squeeze=False, height_ratios=sizes)
     for ax, (metric, group) in zip(axes[:, 0], groups.items()):
