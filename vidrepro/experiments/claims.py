@@ -496,12 +496,14 @@ def _panel(
     ax: plt.Axes,  # where to draw
     metric: str,  # of all of them
     verdicts: list[Verdict],  # largest difference last
+    whole: bool,  # names with the paper, where there are several
 ) -> None:
     "All claims about one metric, on one scale."
     for y, v in enumerate(verdicts):
         _line(ax, y, v)
     ax.axvline(0, color='black', lw=0.8)
-    names = [v.claim.name.partition(': ')[2] or v.claim.name for v in verdicts]
+    short = lambda name: name if whole else name.partition(': ')[2] or name
+    names = [short(v.claim.name) for v in verdicts]
     ax.set(yticks=range(len(verdicts)), ylim=(-0.6, len(verdicts) - 0.4))
     ax.set_yticklabels(names)
     ax.set_title(metric, fontsize=8, loc='left')
@@ -523,8 +525,9 @@ def forest(
     sizes = [len(g) + 2.4 for g in groups.values()]
     size = (4.5, 0.4 + 0.2 * sum(sizes))
     fig, axes = plt.subplots(len(groups), figsize=size, squeeze=False, height_ratios=sizes)
+    several = len({v.claim.name.partition(': ')[0] for v in drawn if ': ' in v.claim.name}) > 1
     for ax, (metric, group) in zip(axes[:, 0], groups.items()):
-        _panel(ax, metric, group)
+        _panel(ax, metric, group, several)
     axes[-1, 0].set_xlabel('difference, 95 % interval', fontsize=8)
     fig.tight_layout(pad=0.3, h_pad=0.6)
     return fig
