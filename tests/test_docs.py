@@ -16,6 +16,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group('book')  # one worker: the book is built once
 ROOT = Path(__file__).parents[1]
 VOID = 'area base br col embed hr img input link meta source track wbr'.split()
 DOT = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='

@@ -14,6 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import v4
 
+pytestmark = pytest.mark.xdist_group('pages')  # one worker, one kernel
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / 'nbs'
 MARK = re.compile(r'^#\| *(gpu|data|slow)\b', flags=re.M)
