@@ -1,6 +1,7 @@
 "The book as web pages: every link leads somewhere, nothing is raw, and a browser shows it as meant."
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,13 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group('book')  # one worker: the book is built once
+pytestmark = [
+    pytest.mark.xdist_group('book'),  # one worker: the book is built once
+    pytest.mark.skipif(
+        bool(os.environ.get('CI')) and sys.version_info[:2] != (3, 12),
+        reason='the book is the same on every Python: CI builds it on 3.12',
+    ),
+]
 ROOT = Path(__file__).parents[1]
 VOID = 'area base br col embed hr img input link meta source track wbr'.split()
 DOT = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
@@ -287,8 +294,8 @@ def browse(site, names, folder, seconds=400):
 
 
 def visited(pages):
-    "All chapters, and every fourth page of the package: those are made by one template."
-    return [n for i, n in enumerate(sorted(pages)) if not n.startswith('api/') or i % 4 == 0]
+    "All chapters, and every tenth page of the package: those are made by one template."
+    return [n for i, n in enumerate(sorted(pages)) if not n.startswith('api/') or i % 10 == 0]
 
 
 @pytest.fixture(scope='module')

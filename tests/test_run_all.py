@@ -106,13 +106,19 @@ def needed(sources, wanted):
 SETUP = r'^#\| *hide\b|^%'
 
 
+def elsewhere(call):
+    "Whether a call is told of another folder than `results`: cards of a toy."
+    given = [*call.args, *(k.value for k in call.keywords)]
+    return any({'home', 'folder'} & names(a, ast.Load) for a in given)
+
+
 def from_cards(sources):
     "Which cells show what cards say: they read them, or use a name that such a cell made."
     tainted, found = set(), []
     for source in sources:
         tree = ast.Module(parsed(source), [])
-        calls = (n.func for n in ast.walk(tree) if isinstance(n, ast.Call))
-        asks = CARDS & {f.id for f in calls if isinstance(f, ast.Name)}
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and not elsewhere(n)]
+        asks = CARDS & {n.func.id for n in calls if isinstance(n.func, ast.Name)}
         takes, makes, changes = flow(source)
         reads = not source.startswith('#| export') and bool(asks or tainted & takes)
         found.append(reads)
@@ -226,6 +232,7 @@ def test_taint():
         'print(c)',
     ]
     assert from_cards(sources) == [False, True, False, True, False, True, False, False]
+    assert from_cards(["load_run('a', home / 'cards')", "load_run('a')"]) == [False, True]
 
 
 def test_needed():
