@@ -41,7 +41,7 @@ from ..core.files import InputError, atomic
 from ..core.results import load_run, results_dir
 from ..evaluation.comparison import Difference, paired
 from ..evaluation.probes import Score
-from ..experiments import captioning, gpu, localization, report
+from ..experiments import captioning, detectors, gpu, report
 from ..experiments import claims as verdicts
 from ..experiments.front import all_verdicts, urgent_first
 from ..experiments.statements import CLAIMS
@@ -468,10 +468,10 @@ def run(
     "Train and score whatever run card of a table is missing; gpu: what a borrowed machine is asked."
     if suite == 'gpu':
         return borrow(minutes, folder, device)
-    readers = dict(localization=localization, captioning=captioning)
+    readers = dict(localization=detectors, captioning=captioning)
     tables = suites(root, seeds) | {
         'captioning': captioning.rows(range(seeds)),
-        **{name: localization.rows(range(seeds), root, name) for name in localization.TABLES},
+        **{name: detectors.rows(range(seeds), root, name) for name in detectors.TABLES},
     }
     todo = {name: missing(runs) for name, runs in tables.items()}
     if suite and suite not in todo:

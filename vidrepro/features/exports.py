@@ -59,7 +59,9 @@ def axis_options(
     if by_share(to, length):
         if hop != reach:
             value = f'clips of {reach} samples every {hop}'
-            remedy = f'{to} divides a duration evenly: extract with --hop {reach}, or export to opentad'
+            remedy = (
+                f'{to} divides a duration evenly: extract with --hop {reach}, or export to opentad'
+            )
             raise InputError('features', value, remedy)
         own = dict(feat_stride=-1, num_frames=1, default_fps=fps, force_upsampling=True)
         return own | dict(max_seq_len=length) if to == 'actionformer' else {}
@@ -180,7 +182,9 @@ def actionformer_yaml(
     data |= dict(max_seq_len=length) | options
     model = dict(n_mha_win_size=[7, 7, 7, 7, 7, -1], max_buffer_len_factor=factor)
     splits = {f'{k}_split': [v] for k, v in zip(('train', 'val'), sizes['subsets'])}
-    return yaml.safe_dump(dict(dataset_name='anet', **splits, dataset=data, model=model), sort_keys=False)
+    return yaml.safe_dump(
+        dict(dataset_name='anet', **splits, dataset=data, model=model), sort_keys=False
+    )
 
 # %% ../../nbs/features/69_exports.ipynb #1ec49ad9
 OPENTAD = '''home = {home!r}
@@ -223,7 +227,9 @@ def grid_options(
 ) -> str:  # text of a file
     "The options of BMN and G-TAD, a line each."
     path = f'{home}/features/' + ('features.h5' if sizes['to'] == 'gtad' else '')
-    known = dict(video_info=f'{home}/video_info_new.csv', video_anno=f'{home}/anet_anno_action.json')
+    known = dict(
+        video_info=f'{home}/video_info_new.csv', video_anno=f'{home}/anet_anno_action.json'
+    )
     known |= dict(feature_path=path, feat_dim=sizes['columns'], temporal_scale=sizes['scale'])
     return ''.join(f'--{name} {value}\n' for name, value in known.items())
 
@@ -395,7 +401,11 @@ def sizes_of(
     rows = max(row['rows'] for row in videos.values())
     found = dict(to=to, prefix=prefix, rows=rows, videos=len(videos), scale=100)
     found |= dict(scale=rows) if to == 'bmn' else {}
-    there = [s for s in ('training', 'validation', 'testing', *table['subset']) if s in {*table['subset']}]
+    there = [
+        s
+        for s in ('training', 'validation', 'testing', *table['subset'])
+        if s in {*table['subset']}
+    ]
     subsets = list(dict.fromkeys(there))[:2]
     found |= dict(subsets=(subsets * 2)[:2], classes=len({*table['label']} - {''}))
     first = next(iter(videos.values()))['video']
@@ -485,7 +495,9 @@ def check_video(
     array = feature_of(folder, to, sizes['prefix'] + name)
     if array.shape != (row['rows'], sizes['columns']) or not np.isfinite(array).all():
         wanted = f'{row["rows"]} x {sizes["columns"]}'
-        raise InputError(what, f'{array.shape[0]} x {array.shape[1]} numbers', f'{remedy}: {wanted}')
+        raise InputError(
+            what, f'{array.shape[0]} x {array.shape[1]} numbers', f'{remedy}: {wanted}'
+        )
     for act in entry['annotations']:
         number = act['label_id']
         if not 0 <= number < len(classes) or classes[number] != act['label']:

@@ -191,7 +191,9 @@ def coarse(
     what = f'a cell of the axis is {seconds[k]:.3g} s long in video {examples[k].name or k}'
     others = f' and over a second in {many} of {len(examples)} videos' if many > 1 else ''
     fits = max(int(cells / step[k]), 1)
-    return f'{what}{others}: no boundary is told closer; windows of {fits} rows have cells of a second'
+    return (
+        f'{what}{others}: no boundary is told closer; windows of {fits} rows have cells of a second'
+    )
 
 # %% ../../nbs/localize/78_examples.ipynb #4115c711
 def part_of(

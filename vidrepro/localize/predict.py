@@ -19,14 +19,7 @@ from . import actionformer as former
 from .actionformer import pyramid_points, read_points
 from .bmn import DETECTIONS, PROPOSALS, Reading, Scores, rated, read_maps
 from .detect import Detector, batch_features, step_features
-from vidrepro.localize.examples import (
-    Example,
-    pooled,
-    same_channels,
-    table_of,
-    truth_of,
-    windowed,
-)
+from .examples import Example, pooled, same_channels, table_of, truth_of, windowed
 from .grid import soft_nms, vote, with_classes
 from .metrics import ACTIVITYNET, average_recall, match, summary
 
