@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPENTAD', 'FRAGMENTS', 'START', 'README', 'PROGRAMS', 'windows', 'by_share', 'axis_options', 'centres', 'plain_name',
-           'database', 'usable', 'frames_of', 'grid_files', 'room_for', 'actionformer_yaml', 'opentad_py',
+           'database', 'usable', 'numbered', 'frames_of', 'grid_files', 'room_for', 'actionformer_yaml', 'opentad_py',
            'grid_options', 'window_table', 'as_video_features', 'export_for', 'one_rate', 'chosen_videos', 'finished',
            'sizes_of', 'feature_of', 'write_lists', 'write_words', 'check_export', 'check_video']
 
@@ -104,8 +104,8 @@ def database(
     share: bool,  # whether durations are divided by rows
     ticks: int = 1,  # of OpenTAD's clock in a sample
 ) -> dict[str, dict]:  # entry by plain name, in the order of the annotations
-    "Annotated videos with classes by number, duration and rate."
-    classes, found = sorted({*table['label']} - {''}), {}
+    "Annotated videos with duration and rate."
+    found = {}
     for name, rows in table.groupby('video', sort=False):
         row, acts = videos.get(plain_name(name)), rows[rows['label'] != '']
         lasts = float(rows['duration'].iloc[0])
@@ -114,7 +114,7 @@ def database(
         if row:
             entry |= dict(fps=row['rate'], frame=row['rate'] * ticks * seconds)
         lines = acts[['start', 'end', 'label']].itertuples(index=False)
-        made = [dict(segment=[a, b], label=c, label_id=classes.index(c)) for a, b, c in lines]
+        made = [dict(segment=[a, b], label=c) for a, b, c in lines]
         found[plain_name(name)] = entry | dict(annotations=made)
     return found
 
@@ -130,6 +130,17 @@ def usable(
     idle = entry['subset'] == 'training' and not acts
     return 'no action within the features' if idle else ''
 
+
+def numbered(
+    entries: dict[str, dict],  # that a program will open
+) -> list[str]:  # classes in their order
+    "Give every action the number of its class: only classes that are there are counted."
+    acts = [a for entry in entries.values() for a in entry['annotations']]
+    classes = sorted({a['label'] for a in acts})
+    for act in acts:
+        act['label_id'] = classes.index(act['label'])
+    return classes
+
 # %% ../../nbs/features/69_exports.ipynb #50cac391
 def frames_of(
     row: dict,  # line of videos.csv
@@ -140,6 +151,7 @@ def frames_of(
 
 def grid_files(
     entries: dict[str, dict],  # from `database`
+    classes: list[str],  # from `numbered`
     videos: dict[str, dict],  # lines of videos.csv by plain name
     folder: Path,  # to write to
 ) -> None:
@@ -155,8 +167,7 @@ def grid_files(
     (folder / 'anet_anno_action.json').write_text(json.dumps(content))
     columns = 'video numFrame seconds fps rfps subset featureFrame'.split()
     pd.DataFrame(lines, columns=columns).to_csv(folder / 'video_info_new.csv', index=False)
-    words = sorted({a['label'] for e in entries.values() for a in e['annotations']})
-    pd.DataFrame(dict(action=words)).to_csv(folder / 'action_name.csv', index=False)
+    pd.DataFrame(dict(action=classes)).to_csv(folder / 'action_name.csv', index=False)
 
 # %% ../../nbs/features/69_exports.ipynb #cce9e658
 def room_for(
@@ -373,13 +384,14 @@ def finished(
     settings, rate = read_settings(about['settings']), one_rate({r['video']: r for r in lines})
     options, share = axis_options(to, settings, rate, length), by_share(to, length)
     videos, entries, left = chosen_videos(table, lines, to, share, options.get('ticks', 1))
+    classes = numbered(entries)
     times = pd.read_csv(temp / 'times.csv', dtype=dict(video=str))
     if to == 'video_features':
         as_video_features(temp / 'features', videos, times)
     if to in ('bmn', 'gtad'):
-        grid_files(entries, videos, temp)
-    sizes = sizes_of(to, table, videos, about, temp, prefix)
-    write_lists(temp, table, entries, left)
+        grid_files(entries, classes, videos, temp)
+    sizes = sizes_of(to, entries, videos, temp, prefix) | dict(classes=len(classes))
+    write_lists(temp, classes, entries, left)
     window = None if share or to == 'video_features' else room_for(sizes['rows'])[0]
     window_table(videos, times, window).to_csv(temp / 'windows.csv', index=False)
     write_words(temp, home, to, options, sizes, len(left), window)
@@ -391,23 +403,18 @@ def finished(
 # %% ../../nbs/features/69_exports.ipynb #754eea91
 def sizes_of(
     to: str,  # program
-    table: pd.DataFrame,  # from `read_activitynet`
+    entries: dict[str, dict],  # from `database`
     videos: dict[str, dict],  # lines of videos.csv by plain name
-    about: dict,  # interface.json
     temp: Path,  # folder with `features/`
     prefix: str,  # of feature files
-) -> dict:  # classes, columns, rows, subsets, prefix, scale
+) -> dict:  # columns, rows, subsets, prefix, scale
     "The numbers that configurations ask for."
     rows = max(row['rows'] for row in videos.values())
     found = dict(to=to, prefix=prefix, rows=rows, videos=len(videos), scale=100)
     found |= dict(scale=rows) if to == 'bmn' else {}
-    there = [
-        s
-        for s in ('training', 'validation', 'testing', *table['subset'])
-        if s in {*table['subset']}
-    ]
-    subsets = list(dict.fromkeys(there))[:2]
-    found |= dict(subsets=(subsets * 2)[:2], classes=len({*table['label']} - {''}))
+    there = [entry['subset'] for entry in entries.values()]
+    subsets = [s for s in dict.fromkeys(('training', 'validation', *there)) if s in there]
+    found |= dict(subsets=(subsets * 2)[:2])
     first = next(iter(videos.values()))['video']
     return found | dict(columns=feature_of(temp, to, first).shape[1])
 
@@ -428,12 +435,11 @@ def feature_of(
 # %% ../../nbs/features/69_exports.ipynb #bd205252
 def write_lists(
     temp: Path,  # folder
-    table: pd.DataFrame,  # from `read_activitynet`
+    classes: list[str],  # from `numbered`
     entries: dict[str, dict],  # from `database`
     left: dict[str, str],  # videos that are left out, and why
 ) -> None:
     "Annotations, classes, and what is missing."
-    classes = sorted({*table['label']} - {''})
     content = dict(version='VERSION 1.3', database=entries, taxonomy=[])
     (temp / 'annotations.json').write_text(json.dumps(content))
     (temp / 'category_idx.txt').write_text(''.join(f'{c}\n' for c in classes), encoding='utf-8')
