@@ -97,7 +97,8 @@ def step_cost(
     kept, seconds = {}, []
 
     def note(x):
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        if not x.is_sparse:  # a constant of BMN and G-TAD
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
     model.network.train()
