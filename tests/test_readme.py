@@ -10,9 +10,8 @@ import pytest
 
 from vidrepro.cli.main import main
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
-from vidrepro.experiments.claims import judge
+from vidrepro.experiments.front import all_verdicts
 from vidrepro.experiments.scoreboard import markdown, readme, scoreboard
-from vidrepro.experiments.statements import CLAIMS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -55,7 +54,7 @@ def test_questions_are_not_stale():
     shown = [''.join(o['data'].get('text/markdown', '')) for c in cells
              for o in c.get('outputs', ()) if 'data' in o]  # fmt: skip
     text = '\n'.join(shown)
-    verdicts = {c.name: judge(c) for claims in CLAIMS.values() for c in claims}
+    verdicts = all_verdicts()
     said = re.findall(r'^- `(.+?)`.*? \*([^*]+)\* · ', text, re.M)
     assert len(said) > 50 and text.count('→') > 30
     wrong = [(n, w, verdicts[n].word) for n, w in said if verdicts[n].word != w]
