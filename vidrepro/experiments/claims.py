@@ -285,8 +285,8 @@ class Claim:
     name: str  # short, unique
     text: str  # the statement
     source: str  # who says so
-    better: str | float  # row that should be ahead, e.g. `tec/tiny/full`, or a number
-    than: str | float  # the other row, or a number
+    better: str | float  # row that should be ahead, e.g. `tec/tiny/full`; a gain `a - b`; a number
+    than: str | float  # the other row, gain or number
     metric: str  # on the cards, or `loss x`
     margin: float = 0.0  # difference that would matter; 0: that of its metric
     kind: str = 'more'  # or `same`
