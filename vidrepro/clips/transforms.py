@@ -8,10 +8,11 @@ __all__ = ['KINETICS_MEAN', 'KINETICS_STD', 'resized_crop', 'resize', 'crop_boxe
 
 # %% ../../nbs/clips/17_transforms.ipynb #b1fbc2ae
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -51,6 +52,16 @@ def _chosen(
         raise InputError('p', p, 'give a probability from 0 to 1')
     return _uniform(generator, (len(x), 1, 1, 1, 1), x) < p
 
+# %% ../../nbs/clips/17_transforms.ipynb #db91098a
+def _change(
+    x: Float[Tensor, "b c t h w"],  # clips
+    chosen: Bool[Tensor, "b 1 1 1 1"],  # those to change
+    how: Callable,  # some of the clips, and their numbers -> what they become
+) -> Float[Tensor, "b c t h w"]:  # changed where chosen
+    "A transform of some clips."
+    rows = chosen.flatten().nonzero()[:, 0]
+    return x.index_copy(0, rows, how(x[rows], rows))
+
 # %% ../../nbs/clips/17_transforms.ipynb #3a2248eb
 def _axis_weights(
     first: Int[Tensor, "b"],  # first pixel of each box
@@ -74,7 +85,11 @@ def _resample(
     columns: Float[Tensor, "b j w"],  # weights of the horizontal axis
 ) -> Float[Tensor, "b c t i j"]:  # clips
     "Weighted sums along both image axes, Eq. (1)."
-    return torch.einsum('bih,bcthw,bjw->bctij', rows.to(x.dtype), x, columns.to(x.dtype))
+    _, c, t, _, _ = x.shape
+    rows, columns = rows.to(x.dtype).repeat_interleave(c * t, 0), columns.to(x.dtype)
+    y = torch.bmm(rows, rearrange(x, 'b c t h w -> (b c t) h w'))
+    y = torch.bmm(rearrange(y, '(b c t) i w -> b (c t i) w', c=c, t=t), columns.mT)
+    return rearrange(y, 'b (c t i) j -> b c t i j', c=c, t=t)
 
 # %% ../../nbs/clips/17_transforms.ipynb #0d4bf7e7
 def resized_crop(
@@ -148,7 +163,7 @@ def luma(
 ) -> Float[Tensor, "b 1 t h w"]:  # grey clips
     "Brightness that the eye sees, the y of Eq. (3)."
     red, green, blue = x.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    return (0.2989 * red).add_(0.587 * green).add_(0.114 * blue)
 
 # %% ../../nbs/clips/17_transforms.ipynb #71dff158
 def _turn_hue(
@@ -181,7 +196,8 @@ def adjust_color(
     if brightness is not None:
         x = (broadcast(brightness) * x).clamp_(0, 1)
     if contrast is not None:
-        mean = luma(x).mean((2, 3, 4), keepdim=True)
+        y = luma(x)
+        mean = y.mean((2, 3, 4), keepdim=True).expand_as(y).contiguous()
         x = torch.lerp(mean, x, broadcast(contrast)).clamp_(0, 1)
     if saturation is not None:
         x = torch.lerp(luma(x), x, broadcast(saturation)).clamp_(0, 1)
@@ -216,7 +232,8 @@ def color_jitter(
     draws = {k: _uniform(generator, shape, x, max(0.0, 1 - s), 1 + s) for k, s in strengths.items()}
     draws['hue'] = _uniform(generator, shape, x, -hue, hue)
     used = {name: draws[name] for name, s in (strengths | {'hue': hue}).items() if s > 0}
-    return torch.where(chosen, adjust_color(x, **used), x)
+    change = lambda some, i: adjust_color(some, **{k: v[i] for k, v in used.items()})
+    return _change(x, chosen, change)
 
 # %% ../../nbs/clips/17_transforms.ipynb #2ebfc98d
 def random_grayscale(
@@ -225,7 +242,7 @@ def random_grayscale(
     p: float = 0.2,  # share of clips that lose their colour
 ) -> Float[Tensor, "b 3 t h w"]:  # clips in [0, 1]
     "Replace whole clips by their luma, in all three channels."
-    return torch.where(_chosen(generator, x, p), luma(x), x)
+    return _change(x, _chosen(generator, x, p), lambda some, _: luma(some).expand_as(some))
 
 # %% ../../nbs/clips/17_transforms.ipynb #27d15230
 def _blur_weights(
@@ -257,7 +274,8 @@ def gaussian_blur(
     chosen = _chosen(generator, x, p)
     width_of = _uniform(generator, (len(x),), x, *sigma)
     rows, columns = (_blur_weights(width_of, n, kernel_size) for n in (height, width))
-    return torch.where(chosen, _resample(x, rows, columns).clamp(0, 1), x)
+    blur = lambda some, i: _resample(some, rows[i], columns[i]).clamp_(0, 1)
+    return _change(x, chosen, blur)
 
 # %% ../../nbs/clips/17_transforms.ipynb #e7b1b8d8
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)  # torchvision's video weights, TSP
