@@ -30,7 +30,9 @@ from vidrepro.runs.videos import painted
 
 CPU = torch.device('cpu')
 STEPS, CLIPS, ROUNDS = 300, 64, 7
-EASY = dict(stride=2, jitter=0.0, grey=0.0, crop=1.0, warmup=20)  # so that few steps tell encoders apart
+EASY = dict(
+    stride=2, jitter=0.0, grey=0.0, crop=1.0, warmup=20
+)  # so that few steps tell encoders apart
 HALF, SPACE = (2, 2, 2), (1, 2, 2)  # strides of time and both sides
 
 
