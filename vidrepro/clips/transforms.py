@@ -8,7 +8,7 @@ __all__ = ['KINETICS_MEAN', 'KINETICS_STD', 'resized_crop', 'resize', 'crop_boxe
 
 # %% ../../nbs/clips/17_transforms.ipynb #b1fbc2ae
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,16 +51,6 @@ def _chosen(
     if not 0 <= p <= 1:
         raise InputError('p', p, 'give a probability from 0 to 1')
     return _uniform(generator, (len(x), 1, 1, 1, 1), x) < p
-
-# %% ../../nbs/clips/17_transforms.ipynb #db91098a
-def _change(
-    x: Float[Tensor, "b c t h w"],  # clips
-    chosen: Bool[Tensor, "b 1 1 1 1"],  # those to change
-    how: Callable,  # some of the clips, and their numbers -> what they become
-) -> Float[Tensor, "b c t h w"]:  # changed where chosen
-    "A transform of some clips."
-    rows = chosen.flatten().nonzero()[:, 0]
-    return x.index_copy(0, rows, how(x[rows], rows))
 
 # %% ../../nbs/clips/17_transforms.ipynb #3a2248eb
 def _axis_weights(
@@ -230,10 +220,11 @@ def color_jitter(
     _require_strengths(hue, **strengths)
     chosen, shape = _chosen(generator, x, p), (len(x),)
     draws = {k: _uniform(generator, shape, x, max(0.0, 1 - s), 1 + s) for k, s in strengths.items()}
-    draws['hue'] = _uniform(generator, shape, x, -hue, hue)
-    used = {name: draws[name] for name, s in (strengths | {'hue': hue}).items() if s > 0}
-    change = lambda some, i: adjust_color(some, **{k: v[i] for k, v in used.items()})
-    return _change(x, chosen, change)
+    draws = {k: torch.where(chosen.flatten(), factor, 1.0) for k, factor in draws.items()}
+    turn = _uniform(generator, shape, x, -hue, hue)
+    used = {name: draws[name] for name, s in strengths.items() if s > 0}
+    y = adjust_color(x, **used)
+    return torch.where(chosen, adjust_color(y, hue=turn), y) if hue else y
 
 # %% ../../nbs/clips/17_transforms.ipynb #2ebfc98d
 def random_grayscale(
@@ -242,7 +233,8 @@ def random_grayscale(
     p: float = 0.2,  # share of clips that lose their colour
 ) -> Float[Tensor, "b 3 t h w"]:  # clips in [0, 1]
     "Replace whole clips by their luma, in all three channels."
-    return _change(x, _chosen(generator, x, p), lambda some, _: luma(some).expand_as(some))
+    keep = (~_chosen(generator, x, p)).to(x.dtype)
+    return torch.lerp(luma(x), x, keep)
 
 # %% ../../nbs/clips/17_transforms.ipynb #27d15230
 def _blur_weights(
@@ -274,8 +266,7 @@ def gaussian_blur(
     chosen = _chosen(generator, x, p)
     width_of = _uniform(generator, (len(x),), x, *sigma)
     rows, columns = (_blur_weights(width_of, n, kernel_size) for n in (height, width))
-    blur = lambda some, i: _resample(some, rows[i], columns[i]).clamp_(0, 1)
-    return _change(x, chosen, blur)
+    return torch.where(chosen, _resample(x, rows, columns).clamp_(0, 1), x)
 
 # %% ../../nbs/clips/17_transforms.ipynb #e7b1b8d8
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)  # torchvision's video weights, TSP

@@ -498,7 +498,10 @@ class Kept(MovingDigits):
             one = (new % self.length)[:, None, None]
             pixels[new] = super().clips(new // self.length, one, 'cpu')[:, 0, :, 0]
             there[new] = True
-        return rearrange(pixels[place], 'b n t c h w -> b n c t h w').contiguous()
+        found = (
+            pixels.flatten(1).index_select(0, place.flatten()).view(*place.shape, *pixels.shape[1:])
+        )
+        return rearrange(found, 'b n t c h w -> b n c t h w').contiguous()
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #e12207f8
 def write_video(
