@@ -48,6 +48,7 @@ from ..experiments.statements import CLAIMS
 from ..experiments.tables import cost, suites
 from ..learning.distributed import pick_device
 from ..learning.train import Batches
+from ..motion.motion_store import read_index
 from ..runs import execute
 from ..runs.methods import pick_method, pick_preset
 from ..runs.pool import missing, run_suite
@@ -88,6 +89,9 @@ def train(
     weights: Annotated[
         str, typer.Option(help="To start from: a run, a file, or torchvision's name.")
     ] = '',  # empty: as the preset says
+    motion: Annotated[
+        str, typer.Option(help='Store of `vidrepro data motion`: MCL takes its flow from it.')
+    ] = '',  # empty: flow is estimated for every batch
     device: Device = None,  # where to compute
     threads: Threads = 0,  # of the processor
     set_: Changes = [],  # settings to change
@@ -101,7 +105,9 @@ def train(
     "Train an encoder; ctrl-C saves, --resume goes on to the same weights."
     use_threads(threads)
     pick_device(device)
-    more = dict(data=data, root=root, seed=seed, weights=weights)
+    more = dict(data=data, root=root, seed=seed, weights=weights, motion=motion)
+    if motion:  # the store says how it was made
+        more |= dict(flow=read_index(motion)['making']['method'])
     cfg = pick_preset(method, preset, **changes(set_, **more))
     run = Run(f'{Path(method).stem}-{preset}-{cfg.seed}', method, cfg)
     home = folder or Path('runs') / run.name
