@@ -28,6 +28,7 @@ from vidrepro.papers.mcl_views import (
     aligned,
     context,  # noqa: F401  # a hook, for whoever trains
     extras,
+    grey,  # noqa: F401  # another
     layer_of,
     sample,
     schedule,

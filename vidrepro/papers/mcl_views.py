@@ -6,8 +6,8 @@
 __all__ = ['CHOICES', 'TERMS', 'TRIES', 'LAYERS', 'schedule', 'Config', 'Drawn', 'candidate_starts', 'sample', 'preference',
            'best_of_halves', 'choose_clips', 'hot_pixels', 'box_sums', 'hot_share', 'hot_rectangle', 'rectangle_share',
            'move_about', 'draw_boxes', 'held', 'motion_boxes', 'watch', 'feature_grid', 'layer_of', 'grid_of',
-           'store_of', 'making_of', 'context', 'stored', 'extras', 'estimate_flow', 'measure', 'crop_maps', 'Views',
-           'aligned', 'inner', 'places', 'pick', 'choose', 'look', 'target', 'views']
+           'store_of', 'making_of', 'context', 'stored', 'extras', 'grey', 'estimate_flow', 'measure', 'crop_maps',
+           'Views', 'aligned', 'inner', 'places', 'pick', 'choose', 'look', 'target', 'views']
 
 # %% ../../nbs/papers/60_mcl_views.ipynb #3e16cbeb
 import math
@@ -436,6 +436,15 @@ def extras(
         remedy = f'{name} has no true flow: choose a method that estimates it'
         raise InputError('setting flow', "'true'", remedy)
     return dict(flow=source.truth(index, drawn.frames, cfg.stride).flow[:, :, :, :-1])
+
+
+def grey(
+    model: nn.Module,  # not looked at
+    cfg: Config,  # settings
+) -> dict[str, Tensor]:  # `flow`
+    "Flow of videos in which nothing happens, on which the operations of a step are counted."
+    shape = cfg.batch, cfg.candidates, 2, cfg.frames - 1, cfg.size, cfg.size
+    return dict(flow=torch.zeros(shape))
 
 # %% ../../nbs/papers/60_mcl_views.ipynb #831ae4d9
 def estimate_flow(
