@@ -50,8 +50,8 @@ from ..learning.distributed import pick_device
 from ..learning.train import Batches
 from ..motion.motion_store import read_index
 from ..runs import execute
-from ..runs.methods import hook, pick_method, pick_preset
 from ..runs.budget import ASSUMED, Work, work_of
+from ..runs.methods import hook, pick_method, pick_preset
 from ..runs.pool import missing, run_suite
 from ..runs.run import Run, Saved, fingerprint, open_run
 from ..runs.scores import RAW, beside, group_numbers, save_embeddings

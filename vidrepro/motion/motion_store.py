@@ -29,7 +29,6 @@ from torch import Tensor
 from ..clips.contract import Clip, cut, scaled
 from ..core.files import InputError, atomic, file_hash, locked, remove_leftovers
 from ..data.door import contents
-from ..data.video import iter_frames, probe
 from .flow import FLOWS, dequantize, quantize
 from .maps import _magnitude, _slopes, iter_flow, motion_boundary, motion_map
 
@@ -62,6 +61,8 @@ def video_flow(
     device: str = 'cpu',  # where flow is estimated
 ) -> UInt8[Tensor, 't1 2 h w']:  # from each frame to the next
     "Flow of a whole video in bytes."
+    from vidrepro.data.video import iter_frames, probe  # whoever paints videos needs no decoder
+
     info = probe(path)
     size = scaled(making.clip, info.height, info.width)
     seen = (
@@ -185,6 +186,8 @@ def probe_seconds(
     frames: int = 17,  # to be tried
 ) -> float:  # of one pair of frames
     "What a pair takes, from the first frames of a video."
+    from vidrepro.data.video import iter_frames, probe
+
     info = probe(file)
     size = scaled(making.clip, info.height, info.width)
     for go in range(2):  # the first try pays for imports

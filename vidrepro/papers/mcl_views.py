@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -379,7 +380,7 @@ def store_of(
     folder: str,  # as the settings name it
 ) -> MotionStore:  # opened once
     "A store of motion."
-    return MotionStore(folder)
+    return MotionStore(Path(folder))
 
 
 def making_of(
