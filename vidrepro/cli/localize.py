@@ -8,9 +8,9 @@ __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step'
            'Found', 'Thresholds', 'Budget', 'Classes', 'Errors', 'ErrorPicture', 'Lists', 'LengthTables', 'WithoutBad',
            'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'Sentences', 'Words', 'Places', 'Said', 'Told',
            'References', 'OriginalToo', 'settings', 'check_annotations', 'not_learnt', 'note_cells', 'train', 'predict',
-           'plain_names', 'report', 'comparable', 'print_classes', 'print_errors', 'numbers_of', 'thresholds_of',
-           'evaluate', 'convert_thumos14', 'one_example', 'film_strip', 'show', 'train_captions', 'predict_captions',
-           'evaluate_captions']
+           'plain_names', 'report', 'comparable', 'print_classes', 'print_errors', 'numbers_of', 'certainty',
+           'thresholds_of', 'evaluate', 'convert_thumos14', 'one_example', 'film_strip', 'show', 'train_captions',
+           'predict_captions', 'evaluate_captions']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
@@ -66,6 +66,8 @@ from vidrepro.localize.metrics import (
     THUMOS14,
     Matches,
     average_precision,
+    by_chance,
+    interval,
     match,
     read_detections,
     write_detections,
@@ -256,7 +258,7 @@ def report(
 ) -> None:
     "Print numbers, and keep them."
     for name, value in result.items():
-        typer.echo(f'{name}: {value:.4f}')
+        typer.echo(f'{name}: {value}' if isinstance(value, int) else f'{name}: {value:.4f}')
     if out:
         with atomic(out) as temp:
             temp.write_text(json.dumps(result, indent=1) + '\n')
@@ -337,6 +339,19 @@ def numbers_of(
     matches = match(truth, found, thresholds)
     return forgiving(matches, ambiguous), matches
 
+# %% ../../nbs/cli/97_localize.ipynb #1c97a002
+def certainty(
+    matches: Matches,  # of detections
+) -> dict[str, float]:  # by name, as they are printed
+    "How sure an mAP is, and of what it was counted."
+    truth, found = matches.truth, matches.detections
+    low, high = interval(matches)
+    chance, known = by_chance(truth, found, matches.thresholds), {}
+    if chance == chance:
+        known = {'mAP by chance': chance}
+    counts = dict(videos=truth['video'].nunique(), actions=len(truth), detections=len(found))
+    return {'mAP, low of 95 %': low, 'mAP, high of 95 %': high} | known | counts
+
 # %% ../../nbs/cli/97_localize.ipynb #dc008cb6
 def thresholds_of(
     name: str,  # of a benchmark
@@ -369,7 +384,7 @@ def evaluate(
         value = 'proposals, which have none'
         raise InputError('--classes, --errors, --picture', value, 'give detections')
     numbers, matches = numbers_of(found, truth, chosen, budget)
-    report(numbers, out)
+    report(numbers | (certainty(matches) if matches else {}), out)
     if classes:
         print_classes(matches)
     if errors or picture:

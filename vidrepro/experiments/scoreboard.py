@@ -160,7 +160,9 @@ def sides(
     "What either row reaches, mean over seeds."
     claim = verdict.claim
     both = (claim.better, claim.metric), (claim.than, claim.other_metric or claim.metric)
-    single = all(isinstance(row, str) and ' - ' not in row for row, _ in both)  # no numbers, no gains
+    single = all(
+        isinstance(row, str) and ' - ' not in row for row, _ in both
+    )  # no numbers, no gains
     if verdict.mean is None or not single:
         return ''
     means = (float(np.mean([*by_seed(row, metric, root).values()])) for row, metric in both)
@@ -177,7 +179,9 @@ def scale_of(
     kind = 'filmed' if '/real/' in row else 'painted'
     if verdict.mean is None:
         return f'{kind} videos'
-    card = next(iter(read_cards(root)[row.partition(' - ')[0]].values()))  # of a gain: its first row
+    card = next(
+        iter(read_cards(root)[row.partition(' - ')[0]].values())
+    )  # of a gain: its first row
     about = card['protocol'].get(verdict.claim.metric, {})
     n = about.get('videos') or about.get('n')
     tested = f', {n} tested' if n else ''
