@@ -326,7 +326,7 @@ def mined(
 ) -> dict[str, Bool[Tensor, "b b"]]:  # pairs by name of the score
     "The nearest 2 % of all pairs, by the cosine of means and by the distance that mines."
     v = seen.videos()
-    way = 'closed' if cfg.mining == 'sampled' else cfg.mining
+    way = 'closed' if cfg.mining in ('sampled', 'true') else cfg.mining
     config = dataclasses.replace(cfg, threshold='quantile', tau=0.02, mining=way)
     direction = F.normalize(v.mean, dim=1)
     found = {'mined precision by cosine': mine(-direction @ direction.T, config)}
