@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from vidrepro.core.files import InputError
+from vidrepro.core.results import save_run
 from vidrepro.digits import dials
 from vidrepro.digits.dials import BLOCK, DialedDigits, dials_of
 from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.evaluation.probes import make_score
+from vidrepro.experiments import dials as worlds
 from vidrepro.experiments.tables import DIALS
 from vidrepro.runs.methods import pick_preset
-from vidrepro.runs.scores import spoiled
+from vidrepro.runs.scores import score_world, spoiled
 from vidrepro.runs.videos import painted, videos
 
 DRIFTS = ('left', 'right', 'up', 'down')
@@ -211,3 +214,55 @@ def test_suites_of_dials(dial):
     assert (
         len({(r.config.steps, r.config.batch, r.config.size, r.config.videos) for r in runs}) == 1
     )
+
+
+def test_scores_of_a_world_bring_their_floors():
+    "Each number has three floors; a network that sees one frame is at home on frozen clips."
+
+    class Still(torch.nn.Module):
+        "The mean color of each quarter of the first frame: no time at all."
+
+        def forward(self, x):
+            return torch.nn.functional.adaptive_avg_pool2d(x[:, :, x.shape[2] // 2], 2).flatten(1)
+
+    parts = [
+        DialedDigits(n=48, size=16, length=32, seed=k, scene=1.0, pan=0.0, motions=DRIFTS)
+        for k in (1, 2)
+    ]
+    clip = pick_preset('tec', 'tiny', size=16).clip
+    found = {s.name: s for s in score_world(Still(), Still(), clip, *parts)}
+    floors = ('random encoder', 'frozen clips', 'shuffled frames')
+    names = [m + f for m in ('motion probe', 'R@1') for f in ('', *(f', {x}' for x in floors))]
+    assert sorted(found) == sorted([*names, 'place probe'])
+    for m in ('motion probe', 'R@1'):
+        assert found[m].value == found[f'{m}, frozen clips'].value
+        assert torch.equal(found[m].hits, found[f'{m}, random encoder'].hits)
+    assert found['place probe'].value > 0.9 and found['R@1'].value > 0.9  # one place, one class
+
+
+def toy_cards(root, gain):
+    "Rows of TEC's dial: the effect falls from 0.3 to 0, and the control gains `gain`."
+    dial, rng = DIALS[0], np.random.default_rng(1)
+    for place, level in zip(dial.places(), dial.levels):
+        truth = dict(zip(dial.rows, (0.6 - 0.3 * place, 0.3, 0.3 + gain)))
+        for row, p in truth.items():
+            for seed in range(3):
+                score = make_score(
+                    'motion probe', (torch.rand(400) < p + 0.02 * rng.normal()), 0.25, {}
+                )
+                save_run(
+                    f'{dial.at(row, level)}-s{seed}', {}, {'motion probe': score.value}, [],
+                    seed=seed, protocol={'motion probe': dict(chance=0.25)}, data={}, device='cpu', seconds=1.0, hits={'motion probe': (level, score.hits.tolist())}, root=root,
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize('gain, word', [(0.4, 'reproduced'), (0.0, 'not learnt')])
+def test_a_trend_is_found_only_where_the_control_passes(tmp_path, gain, word):
+    torch.manual_seed(0)
+    toy_cards(tmp_path, gain)
+    first, second, *others = worlds.answers(worlds.TRENDS, tmp_path)
+    assert (first.word, second.word) == (word, 'not run')
+    assert abs(first.slope.mean - 0.3) < 0.1 and first.levels == 4
+    assert {a.word for a in others} == {'not run'}
+    assert ('cannot tell' in worlds.in_words([first])) == (word == 'not learnt')
+    assert worlds.phase(DIALS[0], 'motion probe', 'x', tmp_path).axes

@@ -39,6 +39,7 @@ from vidrepro.cli.options import (
 )
 from ..core.files import InputError, atomic
 from ..core.results import load_run, results_dir
+from ..digits.dials import dials_of
 from ..evaluation.comparison import Difference, paired
 from ..evaluation.probes import Score
 from ..experiments import captioning, gpu, localization, report
@@ -136,7 +137,7 @@ def introduce(
     cfg, known = run.config, sorted(source.classes)
     words = f'{len(known)} classes' if known else 'no classes'
     held = ', painted ones to test on'
-    if cfg.data != 'moving-digits':
+    if dials_of(cfg.data) is None:
         try:
             held = f', {len(videos_of(run, "test"))} held out'
         except InputError as error:  # training needs no test

@@ -144,8 +144,8 @@ class Dial:
         return Run(f'{self.at(row, level)}-s{seed}', trained, pick_preset(trained, 'tiny', **how))
 
 # %% ../../nbs/experiments/85_tables.ipynb #79c411ce
-_SMALL = dict(size=24, steps=200, warmup=20, batch=32, videos=1920)
-_DRIFTS = 'motions=left+right+up+down distractors=0'
+_SMALL = dict(size=20, steps=300, warmup=20, batch=32, videos=1920)
+_KINDS = 'motions=up+cw+grow+orbit-cw distractors=0'
 
 
 def _rows(
@@ -161,7 +161,7 @@ DIALS = (
     Dial(
         'tec',
         'scene',
-        f'moving-digits scene={{}} pan=0.002 {_DRIFTS}',
+        f'moving-digits scene={{}} pan=0.002 {_KINDS}',
         (0.25, 0.5, 0.75, 1.0),
         _rows('tec', full={}, instance={}) | {'supervised': ('supervised', dict(classes=4))},
         _SMALL,
@@ -169,7 +169,7 @@ DIALS = (
     Dial(
         'provico',
         'group',
-        f'moving-digits group={{}} pan=0.002 {_DRIFTS}',
+        f'moving-digits group={{}} pan=0.002 {_KINDS}',
         (1, 4, 16, 64),
         _rows('provico', provico={}, no_mining={}, true_pairs={}),
         _SMALL | dict(videos=512, clips=2, mine_after=20),
@@ -178,10 +178,10 @@ DIALS = (
     Dial(
         'mcl',
         'camera',
-        f'moving-digits pan={{}} {_DRIFTS}',
+        f'moving-digits pan={{}} {_KINDS}',
         (0.0, 0.02, 0.04, 0.06),
         _rows('mcl', full={}, contrast={}, true_flow={}),
-        _SMALL | dict(momentum=0.9),
+        _SMALL | dict(momentum=0.9, batch=24, align_st=0.1, align_s=0.1, align_t=0.1),
     ),
 )
 
