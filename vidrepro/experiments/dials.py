@@ -107,7 +107,7 @@ def can_tell(
     words = [decide('more', m, e.mean, *e.interval()) for e in found.values()]
     return 'reproduced' in words if words else None
 
-
+# %% ../../nbs/experiments/105_dials.ipynb #a27eb5e7
 def answers(
     trends: Iterable['Trend'],  # a family
     root: Path | None = None,  # folder of cards
@@ -140,7 +140,7 @@ def _worded(
         word = 'not learnt'
     return replace(a, word=word, q=q)
 
-# %% ../../nbs/experiments/105_dials.ipynb #a27eb5e7
+# %% ../../nbs/experiments/105_dials.ipynb #3a421694
 TRENDS = (
     Trend(
         'tec: background',
@@ -174,7 +174,7 @@ TRENDS = (
     ),
 )
 
-# %% ../../nbs/experiments/105_dials.ipynb #17661094
+# %% ../../nbs/experiments/105_dials.ipynb #5fdac3ea
 TRENDS += (
     Trend(
         'provico: neighbors',
@@ -208,7 +208,7 @@ TRENDS += (
     ),
 )
 
-# %% ../../nbs/experiments/105_dials.ipynb #3a421694
+# %% ../../nbs/experiments/105_dials.ipynb #4b6ad2c3
 TRENDS += (
     Trend(
         'mcl: camera',
@@ -242,7 +242,7 @@ TRENDS += (
     ),
 )
 
-# %% ../../nbs/experiments/105_dials.ipynb #5fdac3ea
+# %% ../../nbs/experiments/105_dials.ipynb #0c398dc0
 def table(
     found: list[Answer],  # from `answers`
 ) -> pd.DataFrame:  # a row each
@@ -284,7 +284,7 @@ def in_words(
         f'- **{a.trend.name}.** {words.get(a.word) or say(a)}{number(a)}' for a in found
     )
 
-# %% ../../nbs/experiments/105_dials.ipynb #e39a7dd0
+# %% ../../nbs/experiments/105_dials.ipynb #ad0309cb
 FLOORS = {'random encoder': ':', 'frozen clips': '--', 'shuffled frames': '-.'}
 
 
@@ -318,7 +318,7 @@ def _curves(
     ax.set_ylabel(metric, fontsize=8)
     ax.legend(fontsize=6, ncol=2) if ax.lines else None
 
-
+# %% ../../nbs/experiments/105_dials.ipynb #f82d7595
 def phase(
     dial: Dial,  # what is turned
     metric: str,  # on the cards
@@ -350,7 +350,7 @@ def phase(
     fig.tight_layout(pad=0.3)
     return fig
 
-# %% ../../nbs/experiments/105_dials.ipynb #4168aac0
+# %% ../../nbs/experiments/105_dials.ipynb #3fdb50a7
 ASKED = [
     Claim(
         'provico: within',
