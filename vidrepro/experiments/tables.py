@@ -16,6 +16,7 @@ import numpy as np
 from ..core.results import list_runs, load_run
 from ..runs.methods import pick_method, pick_preset
 from ..runs.run import Run
+from ..runs.weights import SHIPPED
 
 # %% ../../nbs/experiments/85_tables.ipynb #06f2e83b
 def grid(
@@ -139,49 +140,59 @@ class Dial:
     def _run(self, row: str, level: float, seed: int) -> Run:
         "One of them."
         trained, change = self.rows[row]
-        how = self.common if trained == self.method else {k: self.common[k] for k in _SMALL}
+        how = (
+            self.common
+            if trained == self.method
+            else {k: self.common[k] for k in (*_SMALL, 'weights')}
+        )
         how = dict(how, data=self.world.format(f'{level:g}'), seed=seed) | change
         return Run(f'{self.at(row, level)}-s{seed}', trained, pick_preset(trained, 'tiny', **how))
 
 # %% ../../nbs/experiments/85_tables.ipynb #79c411ce
-_SMALL = dict(size=20, steps=300, warmup=20, batch=32, videos=1920)
-_KINDS = 'motions=up+cw+grow+orbit-cw distractors=0'
+_SMALL = dict(size=24, steps=200, warmup=20, batch=32, videos=1920)
 
 
 def _rows(
     method: str,  # whose table
-    **rows: dict | str,  # settings that differ, or a name in `ABLATION`
+    *names: str,  # in its `ABLATION`
 ) -> dict[str, tuple[str, dict]]:  # for `Dial.rows`
     "Rows that the method itself trains."
-    known = pick_method(method).ABLATION
-    return {k.replace('_', '-'): (method, known[k.replace('_', '-')] | v) for k, v in rows.items()}
+    return {name: (method, pick_method(method).ABLATION[name]) for name in names}
+
+
+def _begun(
+    name: str,  # of a network that came with the package
+    **more: Any,  # settings that all rows share
+) -> dict[str, Any]:  # for `Dial.common`
+    "All rows of a dial begin with the same encoder."
+    return _SMALL | dict(weights=str(SHIPPED / name)) | more
 
 
 DIALS = (
     Dial(
         'tec',
         'scene',
-        f'moving-digits scene={{}} pan=0.002 {_KINDS}',
-        (0.25, 0.5, 0.75, 1.0),
-        _rows('tec', full={}, instance={}) | {'supervised': ('supervised', dict(classes=4))},
-        _SMALL,
+        'moving-digits scene={} pan=0.002 distractors=0',
+        (0.08, 0.4, 0.7, 1.0),
+        _rows('tec', 'full', 'instance') | {'supervised': ('supervised', dict(classes=12))},
+        _begun('tec/tiny/instance-s0'),
     ),
     Dial(
         'provico',
         'group',
-        f'moving-digits group={{}} pan=0.002 {_KINDS}',
-        (1, 4, 16, 64),
-        _rows('provico', provico={}, no_mining={}, true_pairs={}),
-        _SMALL | dict(videos=512, clips=2, mine_after=20),
+        'moving-digits group={} pan=0.002 distractors=0',
+        (1, 4, 16, 40),
+        _rows('provico', 'provico', 'no-mining', 'true-pairs'),
+        _begun('provico/tiny/infonce-s0', videos=480, clips=2, mine_after=20),
         log=True,
     ),
     Dial(
         'mcl',
         'camera',
-        f'moving-digits pan={{}} {_KINDS}',
+        'moving-digits pan={} distractors=0',
         (0.0, 0.02, 0.04, 0.06),
-        _rows('mcl', full={}, contrast={}, true_flow={}),
-        _SMALL | dict(momentum=0.9, batch=24, align_st=0.1, align_s=0.1, align_t=0.1),
+        _rows('mcl', 'full', 'contrast', 'true-flow'),
+        _begun('mcl/tiny/contrast-s0', momentum=0.9, batch=24),
     ),
 )
 

@@ -437,8 +437,9 @@ def pretrained(
 ) -> nn.Module:  # encoder; its random part is from torch's generator
     "A backbone with whatever weights are named."
     path = Path(weights or '-')
-    if path.is_dir():
-        path = path / 'checkpoint.safetensors'
+    if path.is_dir():  # of a run, or of weights that came with the package
+        files = [path / f'{kind}.safetensors' for kind in ('checkpoint', 'model')]
+        path = next((f for f in files if f.is_file()), files[0])
     if path.is_file():
         return load_encoder(path, name)[0].train()
     if path.suffix in ('.safetensors', '.pth', '.pt', '.tar', '.ckpt'):

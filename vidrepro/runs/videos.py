@@ -26,7 +26,7 @@ PAINTED = {  # part -> videos (0: as the settings say), seed, split of digits an
     'train': (2000, 1, 'train'),
     'test': (1000, 2, 'test'),
 }
-FEWER = {'train': 480, 'test': 480}  # of a world whose dials are turned: many runs, each cheap
+FEWER = {'train': 720, 'test': 480}  # of a world whose dials are turned: many runs, each cheap
 
 
 def painted(
