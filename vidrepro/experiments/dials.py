@@ -182,7 +182,7 @@ TRENDS += (
         'paper',
         'provico',
         ('provico', 0.0),
-        'mined precision',
+        'mined precision, training videos',
         1,
         {
             'reproduced': 'Mine where your videos repeat their sources: there the nearest pairs are right; where nothing repeats, most are wrong.',
@@ -215,7 +215,7 @@ TRENDS += (
         'The faster the camera, the less frame differences help to find what moves.',
         'ours',
         'mcl',
-        ('full', 'contrast'),
+        ('feature', 'contrast'),
         'motion probe',
         -1,
         {
@@ -230,7 +230,7 @@ TRENDS += (
         'The faster the camera, the more the true motion helps.',
         'paper',
         'mcl',
-        ('true-flow', 'contrast'),
+        ('feature-true-flow', 'contrast'),
         'motion probe',
         1,
         {

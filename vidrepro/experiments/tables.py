@@ -181,7 +181,7 @@ DIALS = (
         'provico',
         'group',
         'moving-digits group={} pan=0.002 distractors=0',
-        (1, 4, 16, 40),
+        (1, 4, 10, 40),
         _rows('provico', 'provico', 'no-mining', 'true-pairs'),
         _begun('provico/tiny/infonce-s0', videos=480, clips=2, mine_after=20),
         log=True,
@@ -191,7 +191,8 @@ DIALS = (
         'camera',
         'moving-digits pan={} distractors=0',
         (0.0, 0.02, 0.04, 0.06),
-        _rows('mcl', 'full', 'contrast', 'true-flow'),
+        _rows('mcl', 'feature', 'contrast')
+        | {'feature-true-flow': ('mcl', dict(form='feature', flow='true'))},
         _begun('mcl/tiny/contrast-s0', momentum=0.9, batch=24),
     ),
 )

@@ -331,7 +331,8 @@ def score(
         usual = score_world(model.backbone, random.backbone, cfg.clip, train, test)
     else:
         usual = score_digits(model.backbone, cfg.clip, train, test)
-    return usual + own(model, cfg, dict(train=train, test=test).__getitem__)
+    known = dict(train=train, test=test)
+    return usual + own(model, cfg, lambda name: known[name] if name in known else part(name))
 
 # %% ../../nbs/runs/45_scores.ipynb #92d65b80
 def beside(

@@ -38,6 +38,7 @@ def painted(
     how = dict(size=cfg.size, length=cfg.length, still=cfg.still)
     if dials := dials_of(cfg.data):
         n, how = FEWER.get(part), how | dials
+        how |= dict(group=1) if part != 'pretrain' else {}  # a few sources are no test
     kind = DialedDigits if dials else MovingDigits
     return kind(n=n or cfg.videos, seed=seed, split=split, **how)
 
