@@ -189,10 +189,9 @@ DIALS = (
     Dial(
         'mcl',
         'camera',
-        'moving-digits pan={} distractors=0',
-        (0.0, 0.02, 0.04, 0.06),
-        _rows('mcl', 'feature', 'contrast')
-        | {'feature-true-flow': ('mcl', dict(form='feature', flow='true'))},
+        'moving-digits pan={}',
+        (0.0, 0.01, 0.03, 0.06),
+        _rows('mcl', 'full', 'contrast', 'true-flow'),
         _begun('mcl/tiny/contrast-s0', momentum=0.9, batch=24),
     ),
 )
