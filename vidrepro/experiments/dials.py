@@ -330,6 +330,11 @@ def _curves(
                 lw=1,
                 label=floor,
             )
+    method = [
+        r for v in dial.levels if (r := cards.runs(dial.at(next(iter(dial.rows)), v), metric))
+    ]
+    if method and method[0].chance:
+        ax.axhline(np.mean([r.chance for r in method]), color='#bbbbbb', lw=1, label='chance')
     ax.set_ylabel(metric, fontsize=8)
     ax.legend(fontsize=6, ncol=2) if ax.lines else None
 
