@@ -24,13 +24,9 @@ from vidrepro.localize.detect import (
     Config,
     batch_features,
     batch_targets,
-    detect,
-    evaluate,
     learning_rate,
     load_detector,
     network,
-    propose,
-    score,
     train_detector,
 )
 from vidrepro.localize.examples import (
@@ -43,6 +39,7 @@ from vidrepro.localize.examples import (
     unlabelled,
 )
 from vidrepro.localize.metrics import read_detections
+from vidrepro.localize.predict import detect, evaluate, propose, score
 from vidrepro.localize.timeline import timeline
 from vidrepro.papers import tsp
 from vidrepro.runs.execute import learner

@@ -6,10 +6,11 @@
 __all__ = ['app', 'Root', 'Out', 'Name', 'Workers', 'Annotations', 'Fold', 'Endings', 'KNOWN', 'CORES', 'Bad', 'Format', 'Split',
            'Shards', 'PICTURE', 'Trimmed', 'Size', 'Background', 'endings_of', 'list_command', 'card', 'print_lines',
            'print_check', 'check', 'summary', 'scan', 'standardize', 'open_source', 'pack', 'unpack', 'preview',
-           'trimmed', 'compose']
+           'trimmed', 'shared_videos', 'compose']
 
 # %% ../../nbs/cli/95_data.ipynb #96fcbdc7
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -248,6 +249,7 @@ def pack(
     "Pack videos and labels into tar shards in the layout of WebDataset."
     source = open_source(root, dataset, annotations, fold, split, bad)
     print_lines(source.found.report() if source.found else [])
+    len(source.usable[0])  # opens every file, for the policy to see
     index = sharding.pack(source, out, name, max_count, max_mb, seed)
     size = sum(shard['bytes'] for shard in index['shards']) / 1e6
     typer.echo(f'{index["samples"]} samples in {len(index["shards"])} shards, {size:.4g} MB')
@@ -307,6 +309,19 @@ def trimmed(
     strict = dict(bad=bad, check_decode=bad != 'raise')
     return {subset: from_folder(folder, names, **strict) for subset, folder in folders.items()}
 
+# %% ../../nbs/cli/95_data.ipynb #1c95a002
+def shared_videos(
+    sources: dict[str, VideoDataset | MovingDigits],  # of each subset
+) -> list[str]:  # a line for each pair that has videos in common
+    "Contents that stand in two subsets."
+    filmed = {k: set(s.manifest['hash']) for k, s in sources.items() if hasattr(s, 'manifest')}
+    both = [(a, b, len(filmed[a] & filmed[b])) for a, b in combinations(filmed, 2)]
+    return [
+        f'note: {count} videos are in {a} and in {b}; scores on {b} will flatter'
+        for a, b, count in both
+        if count
+    ]
+
 # %% ../../nbs/cli/95_data.ipynb #b5785a1e
 @app.command()
 def compose(
@@ -326,6 +341,8 @@ def compose(
     if not sources:
         splits = dict(train='train', valid='test')
         sources = {k: MovingDigits(200, seed=seed, split=split) for k, split in splits.items()}
+    for note in shared_videos(sources):
+        typer.echo(note)
     script = Script(seed, fps, background=tuple(background or ()))
     for subset, rows in compose_videos(sources, out, videos, script, size=size).items():
         actions = (rows['temporal-region-label'] == 'Action').sum()

@@ -66,6 +66,8 @@ def flow(
     "Optical flow or motion boundaries of a video."
     use_threads(threads)
     info = probe(video)
+    if info.frames < 2:
+        raise InputError(f'video {video}', 'a single picture', 'flow needs two')
     own = min(info.height, info.width)
     kept = min(short or own, own)
     size = tuple(max(2, side * kept // own // 2 * 2) for side in (info.height, info.width))

@@ -120,7 +120,7 @@ def motions_of(
     known['moving-digits without others'] = tuple(m for m in MOTIONS if m not in OTHERS)
     return known.get(cfg.data, ())
 
-
+# %% ../../nbs/papers/71_tsp.ipynb #c07e9d89
 def _painted(
     cfg: Config,  # settings
     part: str,  # `pretrain`, `train` (of the probes) or `test`
@@ -153,7 +153,7 @@ def folder_of(
     remedy = 'give the folder that `vidrepro tsp prepare` or `data compose` wrote'
     raise InputError('setting data', repr(cfg.data), remedy)
 
-
+# %% ../../nbs/papers/71_tsp.ipynb #4bcc5a75
 def videos(
     cfg: Config,  # settings: `data`, `root`, `background`, `parts`, `rows`, `trimmed`
     part: str,  # `pretrain`, `train` (of the probes) or `test`
@@ -286,7 +286,7 @@ def context(
             return InContext(source, read_gvf(file, video_names(source.videos), encoder.dim))
     return InContext(source, global_features(encoder, source.videos, cfg))
 
-
+# %% ../../nbs/papers/71_tsp.ipynb #ed26687d
 def extras(
     source: Any,  # training segments
     index: Int[Tensor, "b"],  # which of them

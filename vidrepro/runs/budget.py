@@ -72,7 +72,7 @@ def _fresh(
     named = lambda piece: getattr(piece, 'name', piece)
     return [p for p in stage.todo() if named(p) not in tried][: stage.at_once]
 
-
+# %% ../../nbs/runs/54_budget.ipynb #fd25d62a
 def _spend_on(
     stage: Stage,  # to work on
     budget: Budget,  # that may end
@@ -98,7 +98,7 @@ def _spend_on(
     seconds = round(budget.clock() - begun, 1)
     return dict(stage=stage.name, done=before - lost, missing=lost, seconds=seconds, why=why)
 
-
+# %% ../../nbs/runs/54_budget.ipynb #fa186f36
 def spend(
     stages: Iterable[Stage],  # most valuable first
     budget: Budget,  # how long
@@ -117,7 +117,7 @@ def _rows(
     known = load_run(card, root=root) if card in list_runs(root=root) else {}
     return known['curve'] if known.get('config') == config else []
 
-
+# %% ../../nbs/runs/54_budget.ipynb #5c3283a4
 def _answer(
     question: Callable[[], dict],  # what to ask
 ) -> dict:  # its answer, or `error`
@@ -129,7 +129,7 @@ def _answer(
     except Exception as e:  # whatever a device, a driver or a compiler may say
         return dict(error=f'{type(e).__name__}: {e}'[:300])
 
-
+# %% ../../nbs/runs/54_budget.ipynb #ef5b2b6f
 def let_go(
     device: torch.device,  # that others will use
 ) -> None:
@@ -138,7 +138,7 @@ def let_go(
     if device.type == 'cuda':
         torch.cuda.empty_cache()
 
-
+# %% ../../nbs/runs/54_budget.ipynb #a2be3bf5
 def rows_stage(
     name: str,  # e.g. `gpu/smoke`
     questions: dict[str, Callable[[], dict]],  # by name, most valuable first; plain numbers
@@ -193,7 +193,7 @@ def prepared(
     views = paper.views(apply(batch, lambda x: x.to(device)), stream, cfg)
     return model.to(device).to(memory_format=torch.channels_last_3d).train(), views
 
-
+# %% ../../nbs/runs/54_budget.ipynb #5610ddac
 def one_step(
     run: Run,  # settings
     model: Any,  # from `prepared`
@@ -223,7 +223,7 @@ def timed(
     wait()
     return time.perf_counter() - begun
 
-
+# %% ../../nbs/runs/54_budget.ipynb #1fed1f58
 def step_seconds(
     run: Run,  # settings
     device: torch.device,  # where it would be trained
@@ -255,7 +255,7 @@ def run_seconds(
     scoring = min(timed(look, device) for _ in range(2)) / len(few) * SCORED
     return steps * step_seconds(run, device) + scoring
 
-
+# %% ../../nbs/runs/54_budget.ipynb #df5e510e
 def runs_stage(
     name: str,  # e.g. `twins`
     runs: list[Run],  # most valuable first
@@ -301,7 +301,7 @@ def pack(
         temp.write_bytes(box.getvalue())
     return Path(out)
 
-
+# %% ../../nbs/runs/54_budget.ipynb #6bce5699
 def harvest(
     stages: Iterable[Stage],  # whose cards
     root: Path,  # folder of cards
