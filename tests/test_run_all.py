@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 NBS = ROOT / 'nbs'
 MARK = re.compile(r'^#\| *(gpu|data|slow)\b', flags=re.M)
 CARDS = {  # what reads a card
-    'load_run', 'list_runs', 'by_seed', 'judge', 'judge_all', 'missing', 'all_verdicts', 'scoreboard', 'box', 'tally',
+    'load_run', 'list_runs', 'by_seed', 'judge', 'judge_all', 'missing', 'all_verdicts', 'scoreboard', 'box', 'box_picture', 'tally',
     'said', 'grid_answer', 'table_one', 'grid_cells', 'measured',
 }  # fmt: skip
 
@@ -177,6 +177,8 @@ os.chdir({!r})
 matplotlib.rcdefaults()
 matplotlib.pyplot.close('all') if hasattr(matplotlib, 'pyplot') else None
 %matplotlib inline
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+set_matplotlib_formats('png')
 for name in ('display.max_colwidth', 'display.width', 'display.max_rows', 'display.max_columns'):
     pandas.reset_option(name)'''
 

@@ -33,7 +33,7 @@ from ..core.files import InputError, atomic
 from ..core.results import load_run, results_dir
 from ..evaluation.comparison import Difference, paired
 from ..evaluation.probes import Score
-from ..experiments import captioning, gpu, localization, report
+from ..experiments import captioning, detectors, gpu, report
 from ..experiments import claims as verdicts
 from ..experiments.front import all_verdicts, urgent_first
 from ..experiments.statements import CLAIMS
@@ -165,7 +165,7 @@ def borrow(
     out.print(f'Everything is in {folder / "gpu" / "gpu.tar.gz"}; the same command goes on.')
 
 # %% ../../nbs/cli/114_many.ipynb #7d0a110d
-READERS = dict(localization=localization, captioning=captioning)
+READERS = dict(localization=detectors, captioning=captioning)
 
 
 def all_tables(
@@ -173,8 +173,8 @@ def all_tables(
     seeds: int,  # of every row
 ) -> dict[str, list]:  # name -> runs
     "Every table of this book."
-    detectors = {n: localization.rows(range(seeds), root, n) for n in localization.TABLES}
-    return suites(root, seeds) | dict(captioning=captioning.rows(range(seeds))) | detectors
+    heads = {n: detectors.rows(range(seeds), root, n) for n in detectors.TABLES}
+    return suites(root, seeds) | dict(captioning=captioning.rows(range(seeds))) | heads
 
 # %% ../../nbs/cli/114_many.ipynb #8b588a7f
 def run(

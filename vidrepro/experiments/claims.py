@@ -285,8 +285,8 @@ class Claim:
     name: str  # short, unique
     text: str  # the statement
     source: str  # who says so
-    better: str | float  # row that should be ahead, e.g. `tec/tiny/full`, or a number
-    than: str | float  # the other row, or a number
+    better: str | float  # row that should be ahead, e.g. `tec/tiny/full`; a gain `a - b`; a number
+    than: str | float  # the other row, gain or number
     metric: str  # on the cards, or `loss x`
     margin: float = 0.0  # difference that would matter; 0: that of its metric
     kind: str = 'more'  # or `same`
@@ -327,7 +327,10 @@ class Evidence:
 
     def runs(self, row: str, metric: str) -> Runs | None:
         "One metric of a row."
-        if (row, metric) not in self.known:
+        if (row, metric) not in self.known and ' - ' in row:  # a gain: one row less another
+            a, b = (self.runs(r, metric) for r in row.split(' - '))
+            self.known[row, metric] = a.less(b) if a and b else None
+        elif (row, metric) not in self.known:
             self.known[row, metric] = runs_of(self.cards.get(row, {}), metric)
         return self.known[row, metric]
 
@@ -350,7 +353,8 @@ def contrast(
     if any(x is None for x in runs) or not any(isinstance(x, Runs) for x in runs):
         return None, ()
     pools = tuple(cards.pool(r, m) if isinstance(r, str) else None for r, m in sides)
-    if claim.better == claim.than:  # two metrics of the same runs
+    gains = all(isinstance(r, str) and ' - ' in r for r, _ in sides)
+    if claim.better == claim.than or gains:  # two metrics of the same runs, or two gains
         runs, pools = [runs[0].less(runs[1]), 0.0], (None, None)
     fewest = min((x.seeds for x in runs if isinstance(x, Runs)), key=len)
     if len(fewest) < 3:

@@ -8,6 +8,7 @@ __all__ = ['painted_on', 'nearby', 'learner', 'context', 'leave_no_trace', 'held
 
 # %% ../../nbs/runs/46_execute.ipynb #f7416131
 import dataclasses
+import os
 import shutil
 import time
 import warnings
@@ -70,7 +71,8 @@ def nearby(
     limit_gb: float = 4.0,  # frames that are kept in memory, 10^9 bytes
 ) -> Any:  # the same videos, quicker to get
     "Hold small sets in memory, stream large ones from disk, paint digits where they are needed."
-    small = getattr(source, 'gigabytes', 0.0) <= limit_gb
+    machine_gb = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9
+    small = getattr(source, 'gigabytes', 0.0) <= min(limit_gb, machine_gb / 4)
     source = source.cached() if small and hasattr(source, 'cached') else source
     return painted_on(source, device)
 

@@ -44,10 +44,10 @@ def clips_at_once(
     network: nn.Module,  # clips to features
     clip: Clip,  # what it is shown
 ) -> int:  # clips
-    "As many as have two million pixels, sixteen million on a GPU."
+    "As many as a cache holds the maps of, sixteen million pixels on a GPU."
     gpu = any(p.is_cuda for p in network.parameters())
     pixels = clip.frames * clip.size**2
-    return min(128, max(1, 2 ** (24 if gpu else 21) // pixels))
+    return min(128 if gpu else 64, max(1, 2 ** (24 if gpu else 21) // pixels))
 
 
 def shown(
