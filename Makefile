@@ -20,7 +20,7 @@ demo: .venv/.dev  ## pretrain, score and picture the smallest run on two CPU cor
 
 test: .venv/.dev .venv/.docs  ## every notebook and every test, the book included; CPU only, changes nothing in the tree
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 sync: .venv/.dev  ## notebooks -> package and README, from nothing, so that nothing stale survives
 	$(BIN)/ruff format --quiet nbs tests benchmarks docs.py setup.py

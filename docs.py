@@ -342,7 +342,10 @@ def chapter(page, known):
         if mark.get('echo') == 'false':
             cell['metadata']['tags'] = ['remove-input']
         after = outputs(cell, words)
-        cells.append(cell)
+        if 'class' in mark:  # of the style sheet
+            after = [f':::{{container}} {mark["class"]}\n{text}\n:::' for text in after]
+        if code_shown(cell, mark):
+            cells.append(cell)
         for text in (*needs(mark, bool(cell['outputs'])), *after):
             say(linked(text, page, known))
     for n, cell in enumerate(cells):
@@ -351,6 +354,11 @@ def chapter(page, known):
     language = dict(name='python', pygments_lexer='ipython3')
     top = dict(kernelspec=kernel, language_info=language)
     return dict(cells=cells, metadata=top, nbformat=4, nbformat_minor=5), bad
+
+
+def code_shown(cell, mark):
+    "Whether anything is left of a cell once its Markdown stands on its own."
+    return mark.get('echo') != 'false' or bool(cell['outputs'])
 
 
 def tree(code):

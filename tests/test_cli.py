@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import av
 import numpy as np
@@ -31,18 +32,35 @@ SMALL = [
 ]
 
 
-def vidrepro(*words, ok=True, cwd=None):
-    "Run the command line in a process; its exit code, output and errors."
-    done = subprocess.run(
-        [sys.executable, '-m', 'vidrepro', *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-    )
-    if ok:
-        assert done.returncode == 0, done.stderr[-2000:]
-    return done
+def in_another(*words, module='vidrepro'):
+    "The command line in a process of its own: what it says."
+    line = [sys.executable, '-m', module, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def vidrepro(*words):
+    "The command line without the start of a process: exit code, output and errors."
+    said, errors = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, 'argv', ['vidrepro', *map(str, words)]),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            cli()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, said.getvalue(), errors.getvalue()
+
+
+def done(*words):
+    "What a command says that goes well."
+    code, said, errors = vidrepro(*words)
+    assert code == 0, errors[-2000:]
+    return said
 
 
 @pytest.fixture(scope='module')
@@ -56,15 +74,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained(folder, tmp_path_factory):
     home = tmp_path_factory.mktemp('runs') / 'mine'
-    vidrepro('train', 'tec', '--data', folder, '--folder', home, *SMALL)
+    in_another('train', 'tec', '--data', folder, '--folder', home, *SMALL)
     return home
 
 
 def test_from_videos_to_scores(trained):
-    done = vidrepro('evaluate', trained, '--device', 'cpu')
+    said = done('evaluate', trained, '--device', 'cpu')
     known = json.loads((trained / 'scores.json').read_text())
     scores = {s['name']: s for s in known['set']}
-    assert {'R@1', 'SVM'} <= set(scores) and 'chance' in done.stdout
+    assert {'R@1', 'SVM'} <= set(scores) and 'chance' in said
     assert 2 <= scores['R@1']['n'] < 16 and 0 < scores['R@1']['chance'] < 1
     assert {p.name for p in trained.iterdir() if p.name != '.lock'} == {
         'checkpoint.safetensors',
@@ -76,35 +94,50 @@ def test_from_videos_to_scores(trained):
 
 
 def test_train_again_needs_resume(folder, trained):
-    done = vidrepro('train', 'tec', '--data', folder, '--folder', trained, *SMALL, ok=False)
-    assert done.returncode == 2 and '--resume' in done.stderr
+    code, _, errors = vidrepro('train', 'tec', '--data', folder, '--folder', trained, *SMALL)
+    assert code == 2 and '--resume' in errors
     before = load_file(trained / 'checkpoint.safetensors')
-    vidrepro('train', 'tec', '--data', folder, '--folder', trained, *SMALL, '--resume')
+    done('train', 'tec', '--data', folder, '--folder', trained, *SMALL, '--resume')
     after = load_file(trained / 'checkpoint.safetensors')
     assert all((before[k] == after[k]).all() for k in before)
 
 
+@pytest.mark.parametrize('by', [r'_\d*(\d)\.', 'table'])
+def test_recordings_stay_on_one_side(folder, tmp_path, by):
+    "By a pattern in their names, or by a table; the run remembers the rule."
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.mp4'))
+    group = {name: name[-5] for name in names}
+    if by == 'table':
+        by = tmp_path / 'groups.csv'
+        by.write_text('path,group\n' + ''.join(f'{n},{g}\n' for n, g in group.items()))
+    line = ['train', 'tec', '--data', folder, '--folder', tmp_path / 'run', '--group-by', by]
+    done(*line, *SMALL, '--set', 'steps=0')
+    held = json.loads((tmp_path / 'run' / 'run.json').read_text())['held_out']
+    assert held and {group[n] for n in held}.isdisjoint(group[n] for n in {*names} - {*held})
+    assert 'groups out' in done('evaluate', tmp_path / 'run', '--device', 'cpu', '--all')
+
+
 def test_dry_run(tmp_path):
-    done = vidrepro('train', 'tec', '--folder', tmp_path / 'run', '--dry-run', *SMALL)
-    assert all(word in done.stdout for word in ('steps', 'M weights', 'GiB', 'a step', 'h on cpu'))
+    said = done('train', 'tec', '--folder', tmp_path / 'run', '--dry-run', *SMALL)
+    assert all(word in said for word in ('steps', 'M weights', 'GiB', 'a step', 'h on cpu'))
     assert not list(tmp_path.iterdir())
 
 
 def test_doctor_claims_and_list(tmp_path):
-    assert 'PyAV' in vidrepro('doctor').stdout
-    assert 'tec-ablation' in vidrepro('run').stdout
-    vidrepro('claims', '--picture', tmp_path / 'claims.png')
+    assert 'PyAV' in in_another('doctor', module='vidrepro.cli')
+    assert 'tec-ablation' in done('run')
+    done('claims', '--picture', tmp_path / 'claims.png')
     assert (tmp_path / 'claims.png').read_bytes()[:4] == b'\x89PNG'
 
 
 def test_pictures_of_a_video(folder, trained, tmp_path):
     video = next(folder.rglob('*.mp4'))
-    vidrepro('gradcam', trained, video, '--out', tmp_path, '--device', 'cpu')
-    vidrepro('flow', video, '--out', tmp_path / 'map.mp4', '--show', 'map', '--short', 0)
-    vidrepro('flow', video, '--out', tmp_path / 'flow.npz', '--method', 'difference', '--short', 16)
+    done('gradcam', trained, video, '--out', tmp_path, '--device', 'cpu')
+    done('flow', video, '--out', tmp_path / 'map.mp4', '--show', 'map', '--short', 0)
+    done('flow', video, '--out', tmp_path / 'flow.npz', '--method', 'difference', '--short', 16)
     assert {p.name for p in tmp_path.iterdir()} == {
         f'{video.stem}.gradcam.png',
-        f'{video.stem}.gradcam.gif',
+        f'{video.stem}.gradcam.mp4',
         'map.mp4',
         'flow.npz',
     }
@@ -142,15 +175,15 @@ def broken(kind, path, good):
 
 
 @pytest.mark.parametrize('kind', ['empty', 'truncated', 'one frame', 'audio only'])
-def test_bad_video(kind, folder, tmp_path, monkeypatch):
+def test_bad_video(kind, folder, tmp_path):
     home = tmp_path / 'set'
     shutil.copytree(folder, home)
     broken(kind, home / 'left' / 'a_broken.mp4', next((home / 'left').iterdir()))
     words = ['train', 'tec', '--data', str(home), '--folder', str(tmp_path / 'run'), *SMALL]
-    code, _, errors = in_process(monkeypatch, tmp_path, words)
+    code, _, errors = vidrepro(*words)
     assert code == 2 and len(errors.strip().splitlines()) == 1 and 'a_broken.mp4' in errors
     assert not (tmp_path / 'run').exists()
-    code, said, _ = in_process(monkeypatch, tmp_path, [*words, '--set', 'bad=skip'])
+    code, said, _ = vidrepro(*words, '--set', 'bad=skip')
     assert code == 0 and '1 bad videos' in said and 'a_broken.mp4' in said
     assert (tmp_path / 'run/checkpoint.safetensors').exists()
 
@@ -166,6 +199,14 @@ CASES = {
     'impossible clip': (['train', 'tec', '--data', '{folder}', '--set', 'frames=400'], '400'),
     'no frames': (['train', 'tec', '--set', 'frames=0'], 'at least 1'),
     'wrong row': (['train', 'tec', '--set', 'temporal=sometimes'], 'equivariant'),
+    'more than all': (['train', 'tec', '--set', 'flip=2'], 'flip: got 2.0; give 0 to 1'),
+    'less than none': (['train', 'tec', '--set', 'warmup=-5'], 'give 0 or more'),
+    'no number': (['train', 'tec', '--set', 'lr=nan'], 'setting lr'),
+    'groups of nothing': (['train', 'tec', '--group-by', 'folder'], '--data'),
+    'no group in a pattern': (
+        ['train', 'tec', '--data', '{folder}', '--group-by', 'left'],
+        '(bracket)',
+    ),
     'odd batch': (['train', 'tec', '--set', 'batch=7'], 'multiple'),
     'big batch': (
         ['train', 'tec', '--data', '{folder}', '--set', 'frames=4', '--set', 'batch=64'],
@@ -211,17 +252,7 @@ def test_bad_input(case, folder, trained, tmp_path, monkeypatch):
         **{n: tmp_path / n for n in ('empty', 'other', 'half')},
     )
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
-    code, _, errors = in_process(monkeypatch, tmp_path, [w.format(**paths) for w in words])
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = vidrepro(*(word.format(**paths) for word in words))
     assert code == 2 and len(errors.strip().splitlines()) == 1 and hint in errors, errors
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
-
-
-def in_process(monkeypatch, cwd, words):
-    "Exit code, output and errors of `main`, without the start of a process."
-    said, errors = io.StringIO(), io.StringIO()
-    monkeypatch.setattr(sys, 'argv', ['vidrepro', *words])
-    monkeypatch.chdir(cwd)
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
-        with pytest.raises(SystemExit) as stop:
-            cli()
-    return stop.value.code or 0, said.getvalue(), errors.getvalue()

@@ -24,13 +24,9 @@ from vidrepro.localize.detect import (
     Config,
     batch_features,
     batch_targets,
-    detect,
-    evaluate,
     learning_rate,
     load_detector,
     network,
-    propose,
-    score,
     train_detector,
 )
 from vidrepro.localize.examples import (
@@ -43,6 +39,7 @@ from vidrepro.localize.examples import (
     unlabelled,
 )
 from vidrepro.localize.metrics import read_detections
+from vidrepro.localize.predict import detect, evaluate, propose, score
 from vidrepro.localize.timeline import timeline
 from vidrepro.papers import tsp
 from vidrepro.runs.execute import learner
@@ -420,9 +417,10 @@ def test_commands(home):
         found, ours.reset_index(drop=True), check_dtype=False
     )  # files, commands and memory: the same numbers
     result = call('evaluate', home / 'out.json', home / 'truth.json', '--out', home / 'score.json')
-    assert json.loads((home / 'score.json').read_text()) == score(
-        ours, truth_of([e for e in told(12, 5)[8:]])
-    )
+    known = json.loads((home / 'score.json').read_text())
+    assert known.items() >= score(ours, truth_of([e for e in told(12, 5)[8:]])).items()
+    assert known['mAP, low of 95 %'] <= known['mAP'] <= known['mAP, high of 95 %']
+    assert known['videos'] == 4 and 'mAP by chance' in known and 'actions: ' in result.stdout
     content = json.loads((home / 'out.json').read_text())
     assert set(content) == {'version', 'results', 'external_data'} and set(
         next(iter(content['results'].values()))[0]

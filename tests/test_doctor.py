@@ -57,7 +57,7 @@ def store(tmp_path):
         for old in (tmp_path / 'f').iterdir():
             old.unlink()
         for v, n in (rows or {}).items():
-            x = np.zeros((n, channels), np.float32)
+            x = np.random.default_rng(n).random((n, channels), np.float32)
             np.save(tmp_path / 'f' / f'{v}.npy', x.T.copy() if turn else x)
         return tmp_path / 'a.json', tmp_path / 'f' if rows else None
 
@@ -222,7 +222,7 @@ def test_a_spoilt_file_beside_features_is_named(store, text):
 
 def test_features_without_rows(store):
     file, folder = store(*database(3))
-    np.save(folder / 'v3.npy', np.zeros((0, 4), np.float32))
+    np.save(folder / 'v3.npy', np.zeros((0, 12), np.float32))
     with pytest.raises(InputError, match='v3.npy'):
         read_examples(folder, file, 'training', 16 / 15)
 
@@ -242,6 +242,44 @@ def test_names(store, form):
     assert examine(file, folder, 16 / 15) == []
     strange = examine(*store({f'x{v}': e for v, e in entries.items()}, rows), 16 / 15)[0]
     assert strange.fatal and 'spell' not in strange.remedy
+
+
+@FEW
+@given(st.integers(0, 10**6), st.sampled_from(['nan', 'inf', 'alike', 'turned', 'gone']))
+def test_numbers(store, seed, fault):
+    "One video is spoilt, and named; the numbers of the others are not."
+    entries, rows = database(seed)
+    file, folder = store(entries, rows)
+    one = sorted(rows)[seed % len(rows)]
+    table = np.load(folder / f'{one}.npy')
+    if fault in ('nan', 'inf'):
+        table[seed % len(table), seed % 12] = float(fault)
+    table = dict(alike=table * 0 + 0.5, turned=table.T.copy()).get(fault, table)
+    np.save(folder / f'{one}.npy', table)
+    if fault == 'gone':
+        (folder / f'{one}.npy').unlink()
+    what = dict.fromkeys(['nan', 'inf'], 'no finite numbers') | dict(alike='rows all alike')
+    what |= dict(turned='another width', gone='videos without features')
+    (found,) = [f for f in examine(file, folder, 16 / 15) if f.what == what[fault]]
+    assert one in (found.video, found.value.partition(': ')[2].strip("'"))
+    assert found.fatal == (fault in ('nan', 'inf', 'turned'))
+
+
+@pytest.mark.parametrize('unit', [1 / 60, 'share'])
+def test_units_that_are_too_large(store, unit):
+    entries, _ = database(3)
+    acts = [(e['duration'], a) for e in entries.values() for a in e['annotations']]
+    for duration, a in acts:
+        a['segment'] = [s / (duration if unit == 'share' else 60) for s in a['segment']]
+    assert 'all in the beginning' in [f.what for f in examine(store(entries)[0])]
+
+
+def test_classes_that_hardly_differ(store):
+    entries, _ = database(8)
+    for e in entries.values():
+        e['annotations'] = [dict(segment=[1.0, 9.0], label=c) for c in ('long jump', 'Long_Jump')]
+    (found,) = examine(store(entries)[0])
+    assert not found.fatal and found.value == "'Long_Jump', 'long jump'"
 
 
 def test_two_entries_of_one_name(store):

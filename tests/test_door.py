@@ -184,6 +184,26 @@ def test_splits_are_never_classes(tmp_path):
     assert len(find(tmp_path).paths) == 3  # who needs no labels may have them
 
 
+@pytest.mark.parametrize(
+    'train, test', [('train_256', 'val_256'), ('Train_Set', 'dev'), ('1-training', '2 eval')]
+)
+@pytest.mark.parametrize('around', ['', 'UCF/'])
+def test_other_spellings_of_splits(tmp_path, train, test, around):
+    "Also below the one folder that an archive was packed with, and with labels of two machines."
+    for split, form in ((train, 'NFC'), (test, 'NFD')):
+        for label in ('걷기', 'run'):
+            label = unicodedata.normalize(form, label)
+            write(tmp_path / around / split / label / 'v.mp4', f'{split} {label}'.encode())
+    data = from_folder(tmp_path)
+    assert data.classes == ('run', '걷기') and len(set(data.table.split)) == 2
+
+
+def test_names_that_hardly_differ_are_said(tmp_path):
+    for label in ('Long Jump', 'long_jump', 'run'):
+        write(tmp_path / label / 'v.mp4', label.encode())
+    assert 'only in case, blanks or dashes, Long Jump, long_jump' in '\n'.join(find(tmp_path).notes)
+
+
 # --- lists
 
 
@@ -252,6 +272,54 @@ def test_lists(made, encoding):
 def test_blanks_between_path_label_and_split(line, row):
     (found,) = parse_list(line, 'list').itertuples()
     assert (found.path, found.label, found.split) == row
+
+
+COLUMNS = {  # what people call columns, and what is meant
+    'path': ['Video Path', 'file_name', 'filepath', 'CLIP'],
+    'label': ['category', 'Class Name', 'action', 'label-name'],
+    'split': ['Partition', 'set', 'subset'],
+    'group': ['subject', 'recording', 'Group ID'],
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations([*COLUMNS, 'index', 'fps']), st.data(), st.sampled_from(',;\t'))
+def test_columns_by_many_names(order, data, sep):
+    "Written by pandas, in any order, among columns that nobody reads."
+    row = dict(path='a, b.mp4', label='x;y', split='training', group='g', index='0', fps='25')
+    names = [data.draw(st.sampled_from(COLUMNS.get(name, [name]))) for name in order]
+    table = pd.DataFrame([[row[name] for name in order]] * 2, columns=names)
+    for found in parse_list(table.to_csv(index=False, sep=sep), 'list').itertuples():
+        assert (found.path, found.label, found.split, found.group) == (
+            'a, b.mp4',
+            'x;y',
+            'train',
+            'g',
+        )
+
+
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('path,label,split\na.mp4,x,train\nb.mp4,jump, high,train\n', 'line 3: got 4 fields'),
+        ('path,label\na.mp4,"x\nb.mp4,y\nc.mp4,z\n', 'an open quotation mark'),
+        ('name,activity\na.mp4,x\nb.mp4,y\n', 'call a column path'),
+    ],
+)
+def test_columns_that_slipped(text, words):
+    "Nothing is guessed, and nothing moves into another column."
+    with pytest.raises(InputError, match=words):
+        parse_list(text, 'list')
+
+
+def test_comments_are_no_videos():
+    text = '# my list\n#\n#1.mp4 x\n# b.mp4 y\nb.mp4 y\n'
+    assert parse_list(text, 'list').path.tolist() == ['#1.mp4', 'b.mp4']
+
+
+def test_a_split_of_no_known_name_is_said(tmp_path):
+    (tmp_path / 'l.csv').write_text('path,label,split\na.mp4,x,train\nb.mp4,x,fold2\n')
+    assert any('fold2: neither train' in note for note in find(tmp_path / 'l.csv').notes)
 
 
 def test_classes_of_lists_are_text(tmp_path):

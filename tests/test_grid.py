@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from vidrepro.core.files import InputError
+from vidrepro.features.exports import windows
 from vidrepro.localize.grid import (
     CONVENTIONS,
     RULES,
@@ -38,7 +39,6 @@ from vidrepro.localize.grid import (
     to_map,
     valid,
     vote,
-    windows,
     with_classes,
 )
 from vidrepro.localize.metrics import (

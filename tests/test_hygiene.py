@@ -1,6 +1,8 @@
 "No file of the repository speaks of the machine it was written on, and none is large."
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,3 +61,22 @@ def test_small():
     kept = ('.json', '.md', '.png', '')
     files = (p for p in ROOT.glob('results/**/*') if p.is_file())
     assert not [p for p in files if p.suffix not in kept]
+
+
+def test_hooks_leave_no_trace(tmp_path):
+    "`make hooks` lets git merge notebooks cell by cell and Jupyter save them clean; git sees nothing new."
+    if not (shutil.which('nbdev_install_hooks') and tracked()):
+        pytest.skip('no nbdev, or not a git checkout')
+    call = dict(cwd=tmp_path, env=dict(os.environ, HOME=str(tmp_path)), capture_output=True)
+    subprocess.run(['git', 'init', '-q', 'clone'], check=True, **call)
+    call['cwd'] = tmp_path / 'clone'
+    for name in ('.gitignore', '.gitattributes', 'settings.ini'):
+        shutil.copy(ROOT / name, call['cwd'])
+    who = ['-c', 'user.name=a', '-c', 'user.email=a@b']
+    subprocess.run(['git', 'add', '-A'], check=True, **call)
+    subprocess.run(['git', *who, 'commit', '-qm', 'all'], check=True, **call)
+    subprocess.run(['nbdev_install_hooks'], check=True, **call)
+    settings = subprocess.run(['git', 'config', '--get-regexp', 'merge'], text=True, **call).stdout
+    status = subprocess.run(['git', 'status', '--porcelain'], text=True, **call).stdout
+    assert 'nbdev_merge' in settings and status == ''
+    assert list((tmp_path / '.jupyter').glob('jupyter_*_config.py'))

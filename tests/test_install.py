@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group('wheel')  # one worker: the wheel is built once
 ROOT = Path(__file__).parents[1]
 PARTS = (
     'settings.ini',

@@ -9,29 +9,37 @@ import pytest
 import torch
 
 from vidrepro.core.files import InputError
-from vidrepro.core.results import list_runs, load_run
+from vidrepro.core.results import list_runs, load_run, save_run
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.digits.untrimmed import Script, compose
 from vidrepro.experiments import localization
+from vidrepro.experiments.claims import judge_all
+from vidrepro.experiments.detectors import (
+    LONG,
+    STEPS,
+    TABLES,
+    Row,
+    head,
+    judge_long,
+    localize_run,
+    rows,
+    run_rows,
+)
 from vidrepro.experiments.localization import (
     LENGTHS,
     READERS,
     STATEMENTS,
-    TABLES,
     Filmed,
+    Long,
     Others,
-    Row,
     Task,
     clip_of,
     examples_of,
     features_of,
     footage,
     judge_features,
-    localize_run,
     painted,
     precision_of_length,
-    rows,
-    run_rows,
     standardised,
     trained_encoder,
 )
@@ -247,7 +255,8 @@ class TestCards:
         named = {r.name.rpartition('-s')[0].removeprefix('localization/') for r in table}
         assert len({r.name for r in table}) == len(table) == 3 * len(named)
         whole = lambda row: row if '/' in row else f'tiny/{row}'
-        assert {whole(x) for s in STATEMENTS for x in s[1:3]} <= named
+        sides = [x for s in STATEMENTS for side in s[1:3] for x in side.split(' - ')]
+        assert {whole(x) for x in sides} <= named
         assert len({s[0] for s in STATEMENTS}) == len(STATEMENTS)
         assert all(r.encoder.config.seed == r.seed for r in rows())
 
@@ -257,6 +266,9 @@ class TestCards:
         assert set(plain) == {'train', 'test', 'every', 'fps', 'action', 'gap'}
         assert set(other) - set(plain) == {'motions', 'background'}
         assert set(filmed) - set(plain) == {'data'}
+        assert 'window' not in rows((0,))[0].settings()
+        long = rows((0,), suite='localization-heads')[0].settings()
+        assert set(long['task']) - set(plain) == {'minutes'} and long['window'] == 48
 
     def test_unseen_motions(self, home):
         "Videos of transfer hold other motions than those of `part-` encoders; features are kept apart."
@@ -318,6 +330,75 @@ class TestCards:
             painted(SMALL, 'valid')
         with pytest.raises(InputError, match='detector'):
             judge_features('probe', [], [])
+
+
+class TestHeads:
+    def test_one_budget(self):
+        "Rows of one task differ in encoder and head alone; each head takes as many steps."
+        table = rows(range(2), suite='localization-heads')
+        assert len({r.name for r in table}) == len(table) == 2 * 27
+        for minutes, task in LONG.items():
+            mine = [r for r in table if r.task.minutes == minutes]
+            assert {r.task for r in mine} == {task} and len(mine) == 18
+            assert all(r.name.startswith(f'localization/{minutes}min/') for r in mine)
+            cfg = head('actionformer', task)
+            assert abs(cfg.epochs * -(-task.train // cfg.batch) - STEPS) <= STEPS / 10
+        with pytest.raises(InputError, match='reader'):
+            Row(table[0].encoder, 'actionformer')
+
+    def test_videos_of_minutes(self):
+        for minutes in (2, 10):
+            source = painted(Long(train=2, test=2, minutes=minutes), 'test')
+            assert np.allclose(source.lengths / 15 / 60, minutes, rtol=0.25)
+            assert len(source.scripts[0]) == 2 * Long(minutes=minutes).count + 1
+
+    def test_from_encoder_to_card(self, home, tmp_path):
+        folder, run = home
+        task, cfg = Long(train=2, test=2, minutes=1), dict(batch=1, epochs=1)
+        small = replace(head('actionformer', task), width=16, heads=2, **cfg)
+        toy = replace(TOY, length=48, **cfg)
+        for reader, config in (('actionformer', small), ('bmn', toy)):
+            row = Row(run, reader, 0, task, config)
+            card = localize_run(row, folder, tmp_path)
+            assert row.name == f'localization/1min/brief-{reader}-s0'
+            assert card['metrics']['MB a step'] > 0 and card['metrics']['seconds a step'] > 0
+            assert card['config']['window'] == (0 if reader == 'actionformer' else 48)
+            assert missing([row], tmp_path) == []
+
+    def test_noise_is_at_chance(self):
+        rng, task = np.random.default_rng(0), Long(train=2, test=2)
+        train, test = (
+            examples_of(
+                (s := painted(task, p)).segments(),
+                [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths],
+                4,
+                16,
+            )
+            for p in ('train', 'test')
+        )
+        config = replace(head('actionformer', task), width=16, heads=2, epochs=3)
+        values, chance, *_ = judge_long('actionformer', task, train, test, config=config)
+        assert values['mAP'] < 0.1 and chance['mAP'] < 0.1
+
+    @pytest.mark.parametrize('gap, word', [(0.05, 'reproduced'), (-0.05, 'contradicted')])
+    def test_a_gain_of_gains(self, tmp_path, gap, word):
+        "TSP less TAC, in the hands of two heads, seed by seed: what seeds share cancels."
+        from vidrepro.experiments.statements import CLAIMS
+
+        rng = np.random.default_rng(0)
+        for seed in range(5):
+            own, noise = rng.normal(0, 0.2, 2), rng.normal(0, 0.003, 4)
+            values = [0.6 + own[0] + gap + 0.1, 0.6 + own[1], 0.7 + own[0] + 0.1, 0.7 + own[1]]
+            names = 'tsp-bmn', 'tac-bmn', 'tsp-actionformer', 'tac-actionformer'
+            for name, value, e in zip(names, values, noise):
+                where, metrics = f'localization/10min/{name}-s{seed}', {'unnamed mAP': value + e}
+                protocol = {'unnamed mAP': dict(chance=0.01)}
+                about = dict(data={}, device='cpu', seconds=0.0, root=tmp_path)
+                save_run(where, {}, metrics, [], seed=seed, protocol=protocol, **about)
+        claims = [c for c in CLAIMS['localization'] if c.name.endswith('stronger-head-10min')]
+        (verdict,) = judge_all(claims, tmp_path)
+        assert verdict.word == word and verdict.mean == pytest.approx(gap, abs=0.01)
+        assert verdict.high - verdict.low < 0.03
 
 
 def test_videos_repeat_and_differ():

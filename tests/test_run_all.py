@@ -1,4 +1,8 @@
-"Run All reaches the end of a page without real videos, without a GPU and without weights; what is stored is what the cards say."
+"""Run All reaches the end of a page without real videos, without a GPU and without weights; what is stored is what the cards say.
+
+`nbdev_test` runs every cell that has no mark. Here are the others: cells marked gpu, data or slow, which must say what they lack, and cells that
+show cards, whose fresh outputs must be the stored ones. Both run with whatever they need of their page, and in one kernel.
+"""
 
 import ast
 import json
@@ -6,14 +10,18 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat import v4
 
+pytestmark = pytest.mark.xdist_group('pages')  # one worker, one kernel
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / 'nbs'
 MARK = re.compile(r'^#\| *(gpu|data|slow)\b', flags=re.M)
-CARDS = {'load_run', 'list_runs', 'by_seed', 'judge', 'missing'}  # what reads a card
+CARDS = {  # what reads a card
+    'load_run', 'list_runs', 'by_seed', 'judge', 'judge_all', 'missing', 'all_verdicts', 'scoreboard', 'box', 'box_picture', 'tally',
+    'said', 'grid_answer', 'table_one', 'grid_cells', 'measured',
+}  # fmt: skip
 
 
 def cells(path):
@@ -31,21 +39,99 @@ PAGES = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.
 PAGES = [p for p in PAGES if concerned(p)]
 
 
+# ---- which cells
+
+
+def parsed(source):
+    "Statements of a cell, without magics."
+    try:
+        return ast.parse(re.sub(r'^[%!].*$', '', source, flags=re.M)).body
+    except SyntaxError:
+        return []
+
+
+def names(tree, kind):
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
+
+
+def made(statement):
+    "Names that a statement makes."
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return {statement.name}
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return {(a.asname or a.name).partition('.')[0] for a in statement.names}
+    return names(statement, ast.Store)
+
+
+def changed(statement):
+    "Names whose values a statement changes in place, for all that one can see."
+    found = set()
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return found
+    for n in ast.walk(statement):
+        if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, ast.Store):
+            found |= names(n.value, ast.Load)
+        elif isinstance(n, ast.Expr) and isinstance(n.value, ast.Call):
+            if isinstance(n.value.func, ast.Attribute):
+                found |= names(n.value.func.value, ast.Load)
+    return found
+
+
+def flow(source):
+    "What a cell takes from before it, makes, and changes."
+    takes, makes, changes = set(), set(), set()
+    for s in parsed(source):
+        inner = s.value if isinstance(s, ast.Assign) else s  # `x = f(x)` takes x
+        own = names(inner, ast.Store) | {a.arg for a in ast.walk(s) if isinstance(a, ast.arg)}
+        taken = names(s, ast.Load) - own
+        taken |= names(s, ast.Store) if isinstance(s, ast.AugAssign) else set()
+        takes |= taken - makes
+        changes |= changed(s) - makes
+        makes |= made(s)
+    return takes, makes, changes
+
+
+def needed(sources, wanted):
+    "The wanted cells and those that they cannot do without: setup, imports, whatever makes a name of theirs."
+    keep, open_ = set(wanted), set()
+    for i in reversed(range(len(sources))):
+        takes, makes, changes = flow(sources[i])
+        imports = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in parsed(sources[i]))
+        if imports or i in keep or (makes | changes) & open_ or re.search(SETUP, sources[i], re.M):
+            keep.add(i)
+            open_ = (open_ - makes) | takes
+    return sorted(keep)
+
+
+SETUP = r'^#\| *hide\b|^%'
+
+
+def elsewhere(call):
+    "Whether a call is told of another folder than `results`: cards of a toy."
+    given = [*call.args, *(k.value for k in call.keywords)]
+    return any({'home', 'folder'} & names(a, ast.Load) for a in given)
+
+
 def from_cards(sources):
     "Which cells show what cards say: they read them, or use a name that such a cell made."
-    tainted, found = set(CARDS), []
+    tainted, found = set(), []
     for source in sources:
-        try:
-            tree = ast.parse(re.sub(r'^%.*$', '', source, flags=re.M))
-        except SyntaxError:
-            tree = ast.parse('')
-        names = {n.id: type(n.ctx) for n in ast.walk(tree) if isinstance(n, ast.Name)}
-        reads = bool(tainted & names.keys())
+        tree = ast.Module(parsed(source), [])
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and not elsewhere(n)]
+        asks = CARDS & {n.func.id for n in calls if isinstance(n.func, ast.Name)}
+        takes, makes, changes = flow(source)
+        reads = not source.startswith('#| export') and bool(asks or tainted & takes)
         found.append(reads)
-        if reads and not source.startswith('#| export'):
-            tainted |= {n for n, context in names.items() if context is ast.Store}
-            tainted |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+        tainted = tainted | makes | changes if reads else tainted - makes
     return found
+
+
+def is_long(source):
+    "A cell that trains for hours: marked slow, and not asking whether it can."
+    return re.search(r'^#\| *slow', source, flags=re.M) and 'can_run' not in source
+
+
+# ---- what they say
 
 
 def shown(cell):
@@ -71,35 +157,56 @@ def clone(tmp_path_factory):
     return copy
 
 
-def run(path, clone, monkeypatch):
-    "The page with fresh outputs; cells that take long are left as they are."
-    for name in ('VIDREPRO_DATA', 'MPLBACKEND'):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('PYTHONPATH', str(clone))
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    nb = nbformat.read(clone / path.relative_to(ROOT), 4)
-    nb.cells = [c for c in nb.cells if c.cell_type == 'code' and not is_long(c.source)]
-    folder = (clone / path.relative_to(ROOT)).parent
-    return NotebookClient(nb, timeout=300, resources={'metadata': {'path': folder}}).execute().cells
+@pytest.fixture(scope='module')
+def kernel(clone):
+    "One kernel for all pages: libraries are imported once."
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('VIDREPRO_DATA', 'MPLBACKEND'):
+            patch.delenv(name, raising=False)
+        patch.setenv('PYTHONPATH', str(clone))
+        patch.setenv('CUDA_VISIBLE_DEVICES', '')
+        client = NotebookClient(v4.new_notebook(), timeout=300)
+        client.resources = {'metadata': {'path': clone}}
+        with client.setup_kernel():
+            yield client
 
 
-def is_long(source):
-    "A cell that trains for hours: marked slow, and not asking whether it can."
-    return re.search(r'^#\| *slow', source, flags=re.M) and 'can_run' not in source
+RESET = '''%reset -f
+import os, matplotlib, pandas
+os.chdir({!r})
+matplotlib.rcdefaults()
+matplotlib.pyplot.close('all') if hasattr(matplotlib, 'pyplot') else None
+%matplotlib inline
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+set_matplotlib_formats('png')
+for name in ('display.max_colwidth', 'display.width', 'display.max_rows', 'display.max_columns'):
+    pandas.reset_option(name)'''
+
+
+def run(sources, folder, kernel):
+    "Cells with fresh outputs."
+    fresh = [v4.new_code_cell(s) for s in (RESET.format(str(folder)), *sources)]
+    kernel.nb = v4.new_notebook(cells=fresh)
+    for i, cell in enumerate(fresh):
+        kernel.execute_cell(cell, i)
+    return fresh[1:]
 
 
 @pytest.mark.parametrize('path', PAGES, ids=[p.stem for p in PAGES])
-def test_run_all(path, clone, monkeypatch):
+def test_run_all(path, clone, kernel):
     "No error anywhere; marked cells print a sentence; numbers of cards are those that are stored."
     stored = [c for c in cells(path) if not is_long(''.join(c['source']))]
-    fresh = run(path, clone, monkeypatch)
-    for cell in fresh:
+    sources = [''.join(c['source']) for c in stored]
+    reads = from_cards(sources)
+    wanted = [i for i, s in enumerate(sources) if reads[i] or MARK.search(s)]
+    keep = needed(sources, wanted)
+    folder = (clone / path.relative_to(ROOT)).parent
+    fresh = dict(zip(keep, run([sources[i] for i in keep], folder, kernel)))
+    for i, cell in fresh.items():
         if re.search(r'^#\| *(gpu|slow)\b', cell.source, flags=re.M) and 'can_run(' in cell.source:
             assert any('Not run here: needs' in t for t in shown(cell)), cell.source
-    sources = [''.join(c['source']) for c in stored]
-    for source, reads, old, new in zip(sources, from_cards(sources), stored, fresh):
-        if reads and not MARK.search(source):
-            assert shown(old) == shown(new), f'{path.name}: run it again\n{source}'
+        if reads[i] and not MARK.search(cell.source):
+            assert shown(stored[i]) == shown(cell), f'{path.name}: run it again\n{cell.source}'
 
 
 def test_every_need_is_asked():
@@ -116,5 +223,32 @@ def test_every_need_is_asked():
 
 def test_taint():
     "The check itself: what follows from a card, and what does not."
-    sources = ['import x', 'a = judge(1)', 'b = 2', 'c = a + b', 'print(b)', 'print(c)']
-    assert from_cards(sources) == [False, True, False, True, False, True]
+    sources = [
+        'import x',
+        'a = judge(1)',
+        'b = 2',
+        'c = a + b',
+        'print(b)',
+        'print(c)',
+        'c = 1',
+        'print(c)',
+    ]
+    assert from_cards(sources) == [False, True, False, True, False, True, False, False]
+    assert from_cards(["load_run('a', home / 'cards')", "load_run('a')"]) == [False, True]
+
+
+def test_needed():
+    "A cell brings along what makes or changes its names, and nothing else."
+    sources = [
+        'import x',
+        'a = train()',
+        'b = []',
+        'b.append(1)',
+        'a.plot()',
+        'for k in b: print(k)',
+    ]
+    assert needed(sources, [5]) == [0, 2, 3, 5]
+    assert needed(['y = 1', 'def f(x):\n    return x + y', 'x = 3', 'f(2)'], [3]) == [0, 1, 3]
+    assert needed(['#| hide\nseed()', 'fig = train()', 'fig = plot()\nfig.show()'], [2]) == [0, 2]
+    assert needed(['a = train()', 'a = 1', 'print(a)'], [2]) == [1, 2]
+    assert needed(['a = 1', 'a += 1', 'print(a)'], [2]) == [0, 1, 2]

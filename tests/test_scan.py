@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -223,13 +224,18 @@ def test_interrupted_scan_goes_on(videos, tmp_path, monkeypatch):
     assert (tmp_path / 'fresh.csv').read_bytes() == (tmp_path / 't.csv').read_bytes()
 
 
-def test_processes(videos, tmp_path):
-    "Another process writes the table of this one; a process that dies costs its own item only."
+def test_another_process(videos, tmp_path):
+    "It writes the table of this one."
     for path in videos_in(videos)[1:]:
         (videos / path).unlink()
     scan(videos, tmp_path / 'one.csv')
     scan(videos, tmp_path / 'two.csv', workers=2)
     assert (tmp_path / 'one.csv').read_bytes() == (tmp_path / 'two.csv').read_bytes()
+
+
+def test_a_process_that_dies(monkeypatch):
+    "It costs its own item only; the processes need no PyTorch for that, and a full machine no memory."
+    monkeypatch.setattr(module, 'torch', SimpleNamespace(set_num_threads=abs))
     fatal = "__import__('os')._exit(1)"
     assert list(in_processes(eval, [fatal], 2)) == [(fatal, None)]
 
@@ -456,3 +462,14 @@ def test_videos_are_not_to_blame_for_processes(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(module.ProcessPoolExecutor, 'submit', broken)
     with pytest.raises(InputError, match='processes cannot start here'):
         scan(videos, tmp_path / 'scan.csv', workers=2)
+
+
+def test_pack_looks_at_what_it_packs(videos, tmp_path):
+    "A broken file is refused or left out before a shard is written."
+    broken = videos / videos_in(videos)[0]
+    broken.write_bytes(b'')
+    refused = run('pack', videos, tmp_path / 'shards')
+    assert refused.exit_code == 2 and broken.name in refused.output
+    assert not (tmp_path / 'shards').exists()
+    done = run('pack', videos, tmp_path / 'shards', '--bad', 'skip')
+    assert done.exit_code == 0 and '3 samples' in done.output

@@ -262,7 +262,7 @@ def held(words, folder, log, gate, late):
 def forks():
     "Processes that need not import everything again."
     context = multiprocessing.get_context('forkserver')
-    rooms = 'train data features localize pictures main'.split()
+    rooms = 'train many data features localize pictures main'.split()
     context.set_forkserver_preload([f'vidrepro.cli.{room}' for room in rooms])
     return context
 

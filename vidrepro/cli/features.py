@@ -20,7 +20,7 @@ from torch import nn
 from .options import Device, group
 from ..clips.contract import Clip
 from ..core.files import InputError
-from ..features import formats
+from ..features import exports, formats
 from ..features.extract import Report, extract, is_done, plan
 from ..features.settings import Settings, released_clip, written
 from ..learning.distributed import pick_device
@@ -279,7 +279,10 @@ def export(
         Path, typer.Argument(help='Folder to write; must not exist.')
     ],  # as its help says
     to: Annotated[
-        str, typer.Option(help=f'Format or program: {", ".join(formats.EXPORTS)}.')
+        str,
+        typer.Option(
+            help=f'Format or program: {", ".join({**formats.EXPORTS, **exports.PROGRAMS})}.'
+        ),
     ] = 'npy',  # as its help says
     length: Annotated[
         int | None,
@@ -289,14 +292,30 @@ def export(
         str, typer.Option(help='Resizing: linear, or mean of all rows in between.')
     ] = 'linear',  # as its help says
     prefix: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help='Put before names without it, v_ for ActivityNet.', show_default='nothing'
+            help='Put before names without it.', show_default='v_ with --annotations, else nothing'
         ),
-    ] = '',  # of names
+    ] = None,  # of names
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            help="ActivityNet's JSON: write a whole folder that the program starts from.",
+            show_default='features alone',
+        ),
+    ] = None,  # as its help says
 ) -> None:
     "Write features as another program reads them, with the seconds of each row."
-    videos = formats.export(folder, out, to, length, how, prefix)
+    if annotations:
+        about = exports.export_for(
+            folder, annotations, out, to, length, how, 'v_' if prefix is None else prefix
+        )
+        left = len((out / 'missing_files.txt').read_text().splitlines())
+        typer.echo(
+            f'{about["sizes"]["videos"]} videos, {left} annotated ones left out; {out / "README.md"}'
+        )
+        return
+    videos = formats.export(folder, out, to, length, how, prefix or '')
     typer.echo(
         f'{len(videos)} videos, {sum(video["rows"] for video in videos)} rows; options for {to} in {out / "interface.json"}'
     )

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'captions_app', 'FeatureFolder', 'Annotated_', 'Model', 'Step', 'Missing', 'Features_', 'NewModel', 'NewJson',
-           'Numbers', 'Seed', 'Subset', 'Kind', 'Preset', 'NamedBy', 'Proposals', 'VideoScores', 'Top', 'Found',
-           'Thresholds', 'Budget', 'Classes', 'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'Sentences', 'Words',
-           'Places', 'Said', 'Told', 'References', 'settings', 'check_annotations', 'not_learnt', 'train', 'predict',
-           'plain_names', 'report', 'comparable', 'print_classes', 'evaluate', 'one_example', 'film_strip', 'show',
-           'train_captions', 'predict_captions', 'evaluate_captions']
+           'Numbers', 'Seed', 'Subset', 'Kind', 'Preset', 'Window', 'NamedBy', 'Proposals', 'VideoScores', 'Top',
+           'Found', 'Thresholds', 'Budget', 'Classes', 'Errors', 'ErrorPicture', 'Lists', 'LengthTables', 'WithoutBad',
+           'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'Sentences', 'Words', 'Places', 'Said', 'Told',
+           'References', 'OriginalToo', 'settings', 'check_annotations', 'not_learnt', 'note_cells', 'train', 'predict',
+           'plain_names', 'report', 'comparable', 'print_classes', 'print_errors', 'numbers_of', 'certainty',
+           'thresholds_of', 'evaluate', 'convert_thumos14', 'one_example', 'film_strip', 'show', 'train_captions',
+           'predict_captions', 'evaluate_captions']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
@@ -28,20 +30,31 @@ from einops import rearrange
 from jaxtyping import UInt8
 
 from ..captions import captioner as captioning
-from ..captions.metrics import METEOR, dense_scores, read_captions, write_captions
+from vidrepro.captions.metrics import (
+    METEOR,
+    METEOR_15,
+    Original,
+    dense_scores,
+    read_captions,
+    write_captions,
+)
 from .features import Backbone, RunPath, Weights, pick_encoder
 from .options import Changes, Device, changes, group, writable
 from ..core.files import InputError, atomic
 from ..core.settings import override
-from ..data.annotations import read_activitynet
+from ..data.annotations import read_activitynet, write_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.distributed import pick_device
-from ..localize import detect as detection
-from ..localize.detect import PRESETS, SMALL, same_source, train_detector
+from ..localize import predict as prediction
+from ..localize import thumos14 as thumos
+from ..localize.detect import PRESETS, SMALL, load_detector, same_source, train_detector
+from ..localize.detect import Settings as DetectorSettings
 from ..localize.doctor import compare, examine, find_features, plain, settle
+from ..localize.errors import error_picture, error_table, forgiving
 from vidrepro.localize.examples import (
     Example,
+    coarse,
     hop_of,
     read_examples,
     read_features,
@@ -51,7 +64,10 @@ from vidrepro.localize.examples import (
 from vidrepro.localize.metrics import (
     ACTIVITYNET,
     THUMOS14,
+    Matches,
     average_precision,
+    by_chance,
+    interval,
     match,
     read_detections,
     write_detections,
@@ -90,7 +106,7 @@ def settings(
     kind: str,  # of network
     preset: str,  # 'paper' or 'small'
     pairs: Sequence[str],  # FIELD=VALUE
-) -> detection.Settings:  # of a training run
+) -> DetectorSettings:  # of a training run
     "A preset with changes."
     presets = dict(paper=PRESETS, small=SMALL)
     for name, value, known in (('--kind', kind, PRESETS), ('--preset', preset, presets)):
@@ -120,11 +136,19 @@ Kind = Annotated[str, typer.Option(help=f'Network: {", ".join(PRESETS)}.')]
 Preset = Annotated[
     str, typer.Option(help='paper, or small (narrow, on a grid of 32 cells; seconds on a core).')
 ]
+Window = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help='Rows that the axis of bmn or gtad covers, in windows that overlap by half.',
+        show_default='the whole video',
+    ),
+]
 
 # %% ../../nbs/cli/97_localize.ipynb #18af3d4e
 def not_learnt(
     rows: list[dict],  # an epoch each
-    config: detection.Settings,  # of the training
+    config: DetectorSettings,  # of the training
 ) -> str:  # empty where there is nothing to say
     "Whether the confidence is that of a guess."
     weight = getattr(config, 'confidence', 0.0)  # an ActionFormer has none
@@ -134,6 +158,17 @@ def not_learnt(
     guess = f'the confidence loss is {last:.3f}, a guess has ln 2 = {math.log(2):.3f}'
     return f'{guess}: not learnt; train for more epochs, or on more videos'
 
+# %% ../../nbs/cli/97_localize.ipynb #b2ba3b51
+def note_cells(
+    videos: Sequence[Example],  # with features
+    config: DetectorSettings,  # of the detector
+    window: int,  # rows; 0: whole videos
+) -> None:
+    "One line if boundaries cannot be told to a second."
+    cells = getattr(config, 'length', 0)
+    if cells and hasattr(config, 'convention') and (line := coarse(videos, cells, window)):
+        typer.echo(f'note: {line} (--window), or use --kind actionformer', err=True)
+
 # %% ../../nbs/cli/97_localize.ipynb #beb0276e
 @app.command()
 def train(
@@ -142,6 +177,7 @@ def train(
     model: NewModel,  # as its help says
     kind: Kind = 'bmn',  # as its help says
     preset: Preset = 'paper',  # as its help says
+    window: Window = 0,  # rows
     subset: Subset = 'training',  # as its help says
     missing: Missing = 'error',  # policy
     step: Step = None,  # seconds
@@ -155,7 +191,8 @@ def train(
         raise InputError('MODEL', model, 'name it NAME.safetensors')
     videos = read_examples(features, annotations, subset, step, missing)
     writable(model)
-    trained = train_detector(kind, videos, config, seed, place, model, quiet=False)
+    note_cells(videos, config, window)
+    trained = train_detector(kind, videos, config, seed, place, model, False, window)
     for row in trained.rows:
         typer.echo(', '.join(f'{name} {value:g}' for name, value in row.items()))
     if remark := not_learnt(trained.rows, config):
@@ -192,15 +229,16 @@ def predict(
     device: Device = None,  # as its help says
 ) -> None:
     "Write detections, or proposals, in the JSON of ActivityNet."
-    detector = detection.load_detector(model, str(pick_device(device)))
+    detector = load_detector(model, str(pick_device(device)))
     videos = read_examples(features, annotations, subset, step, missing)
     same_source(detector, videos)
+    note_cells(videos, detector.config, detector.window)
     if proposals:
-        table = detection.propose(detector, videos)
+        table = prediction.propose(detector, videos)
     else:
         names = [e.name for e in videos]
         scores = video_scores and read_video_scores(video_scores, detector.classes, names)
-        table = detection.detect(detector, videos, top=top, video_scores=scores)
+        table = prediction.detect(detector, videos, top=top, video_scores=scores)
     outside = dict(used=video_scores is not None, details=str(video_scores or ''))
     write_detections(table, out, external=outside)
     what = 'proposals' if proposals else 'detections'
@@ -220,7 +258,7 @@ def report(
 ) -> None:
     "Print numbers, and keep them."
     for name, value in result.items():
-        typer.echo(f'{name}: {value:.4f}')
+        typer.echo(f'{name}: {value}' if isinstance(value, int) else f'{name}: {value:.4f}')
     if out:
         with atomic(out) as temp:
             temp.write_text(json.dumps(result, indent=1) + '\n')
@@ -236,22 +274,37 @@ def comparable(
     truth = read_activitynet(annotations)
     truth = plain_names(truth[truth['subset'] == subset])
     found = plain_names(read_detections(detections))
-    settle(compare(found, truth), str(detections))
-    return found[found['label'].isin(['', *truth['label']])], truth
+    named = truth[truth['label'] != thumos.AMBIGUOUS]
+    settle(compare(found, named), str(detections))
+    return found[found['label'].isin(['', *named['label']])], truth
 
 # %% ../../nbs/cli/97_localize.ipynb #5b36abe2
 def print_classes(
-    found: pd.DataFrame,  # detections
-    truth: pd.DataFrame,  # of one subset
-    thresholds: tuple[float, ...],  # tIoU
+    matches: Matches,  # of detections
 ) -> None:
     "AP of each class over all thresholds and at the first, best first."
-    matches = match(truth, found, thresholds)
     areas, counts = average_precision(matches), matches.truth['label'].value_counts()
     for i in np.argsort(-areas.mean(1), kind='stable'):
         name, mean, first = matches.classes[i], areas[i].mean(), areas[i, 0]
-        said = f'AP {mean:.4f}, AP@{thresholds[0]:.2f} {first:.4f}'
+        said = f'AP {mean:.4f}, AP@{matches.thresholds[0]:.2f} {first:.4f}'
         typer.echo(f'{name}: {said}, {counts[name]} actions')
+
+# %% ../../nbs/cli/97_localize.ipynb #60a4d9a0
+def print_errors(
+    matches: Matches,  # of detections
+    picture: Path | None,  # to write, if any
+) -> None:
+    "Mistakes and what they cost, dearest first."
+    table = error_table(matches)
+    for row in table.sort_values('gain', ascending=False, kind='stable').itertuples():
+        costs = f'{row.gain:+.4f} mAP if mended'
+        first = f'{row.first:+.4f} at {matches.thresholds[0]:.2f}'
+        typer.echo(f'{row.Index}: {costs} ({first}), {row.count:.0f} of them')
+    if picture:
+        figure = error_picture(table)
+        with atomic(picture) as temp:
+            figure.savefig(temp, format=picture.suffix[1:])
+        plt.close(figure)
 
 # %% ../../nbs/cli/97_localize.ipynb #3480d6f2
 Found = Annotated[Path, typer.Argument(help='JSON of predict, or of any other program.')]
@@ -265,6 +318,49 @@ Budget = Annotated[
     ),
 ]
 Classes = Annotated[bool, typer.Option('--classes', help='AP of each class, too.')]
+Errors = Annotated[bool, typer.Option('--errors', help='Where the missing mAP is, too.')]
+ErrorPicture = Annotated[
+    Path | None,
+    typer.Option('--picture', help='Picture of --errors, .png, .pdf or .svg.', show_default='none'),
+]
+
+# %% ../../nbs/cli/97_localize.ipynb #cf2e76a7
+def numbers_of(
+    found: pd.DataFrame,  # detections, or proposals
+    truth: pd.DataFrame,  # of one subset, ambiguous segments among it
+    thresholds: tuple[float, ...],  # tIoU
+    budget: str,  # of average recall
+) -> tuple[dict[str, float], Matches | None]:  # numbers; none: proposals
+    "What an evaluation prints, and what it rests on."
+    vague = truth['label'] == thumos.AMBIGUOUS
+    truth, ambiguous = truth[~vague], truth[vague]
+    if (found['label'] == '').all():
+        return prediction.score(found, truth, thresholds, budget), None
+    matches = match(truth, found, thresholds)
+    return forgiving(matches, ambiguous), matches
+
+# %% ../../nbs/cli/97_localize.ipynb #1c97a002
+def certainty(
+    matches: Matches,  # of detections
+) -> dict[str, float]:  # by name, as they are printed
+    "How sure an mAP is, and of what it was counted."
+    truth, found = matches.truth, matches.detections
+    low, high = interval(matches)
+    chance, known = by_chance(truth, found, matches.thresholds), {}
+    if chance == chance:
+        known = {'mAP by chance': chance}
+    counts = dict(videos=truth['video'].nunique(), actions=len(truth), detections=len(found))
+    return {'mAP, low of 95 %': low, 'mAP, high of 95 %': high} | known | counts
+
+# %% ../../nbs/cli/97_localize.ipynb #dc008cb6
+def thresholds_of(
+    name: str,  # of a benchmark
+) -> tuple[float, ...]:  # tIoU
+    "The overlaps of a benchmark."
+    known = dict(activitynet=ACTIVITYNET, thumos14=THUMOS14)
+    if name not in known:
+        raise InputError('--thresholds', repr(name), f'use one of {", ".join(known)}')
+    return known[name]
 
 # %% ../../nbs/cli/97_localize.ipynb #399eae16
 @app.command()
@@ -275,18 +371,54 @@ def evaluate(
     thresholds: Thresholds = 'activitynet',  # as its help says
     budget: Budget = 'each',  # as its help says
     classes: Classes = False,  # as its help says
+    errors: Errors = False,  # as its help says
+    picture: ErrorPicture = None,  # as its help says
     out: Numbers = None,  # as its help says
 ) -> None:
     "Print mAP of detections, or average recall of proposals."
-    known = dict(activitynet=ACTIVITYNET, thumos14=THUMOS14)
-    if thresholds not in known:
-        raise InputError('--thresholds', repr(thresholds), f'use one of {", ".join(known)}')
+    chosen = thresholds_of(thresholds)
+    if picture and picture.suffix not in ('.png', '.pdf', '.svg'):
+        raise InputError('--picture', picture, 'name it .png, .pdf or .svg')
     found, truth = comparable(detections, annotations, subset)
-    if classes and (found['label'] == '').all():
-        raise InputError('--classes', 'proposals, which have none', 'give detections')
-    report(detection.score(found, truth, known[thresholds], budget), out)
+    if (classes or errors or picture) and (found['label'] == '').all():
+        value = 'proposals, which have none'
+        raise InputError('--classes, --errors, --picture', value, 'give detections')
+    numbers, matches = numbers_of(found, truth, chosen, budget)
+    report(numbers | (certainty(matches) if matches else {}), out)
     if classes:
-        print_classes(found, truth, known[thresholds])
+        print_classes(matches)
+    if errors or picture:
+        print_errors(matches, picture)
+
+# %% ../../nbs/cli/97_localize.ipynb #9acd893c
+Lists = Annotated[
+    Path,
+    typer.Argument(help='Folder of CLASS_val.txt, CLASS_test.txt or *_Annotation.csv; or JSON.'),
+]
+LengthTables = Annotated[
+    list[Path],
+    typer.Option('--lengths', help='CSV with filename and video-duration.', show_default='none'),
+]
+WithoutBad = Annotated[
+    bool, typer.Option('--without-bad', help='Leave out the videos that the card calls bad.')
+]
+
+# %% ../../nbs/cli/97_localize.ipynb #d816612f
+@app.command('thumos14')
+def convert_thumos14(
+    annotations: Lists,  # as its help says
+    out: NewJson,  # as its help says
+    lengths: LengthTables = [],  # as its help says
+    without_bad: WithoutBad = False,  # as its help says
+) -> None:
+    "Write THUMOS14's lists in the JSON of ActivityNet."
+    table = thumos.thumos14(annotations, thumos.lengths(*lengths))
+    if without_bad:
+        table = thumos.without(table)
+    for line in thumos.remarks(table):
+        typer.echo(line)
+    write_activitynet(table, out)
+    typer.echo(f'{table["video"].nunique()} videos; {out}')
 
 # %% ../../nbs/cli/97_localize.ipynb #0c5f24e4
 def one_example(
@@ -365,10 +497,7 @@ def show(
     "Draw frames, boundaries, truth and detections of one video."
     if out.suffix not in ('.png', '.pdf', '.svg'):
         raise InputError('OUT', out, 'name it .png, .pdf or .svg')
-    detector, duration = (
-        detection.load_detector(model, str(pick_device(device))),
-        probe(video).duration,
-    )
+    detector, duration = (load_detector(model, str(pick_device(device))), probe(video).duration)
     encoder, truth = (features, run, backbone, weights, step), None
     example = one_example(video, *encoder, hop_of(detector.source))
     same_source(detector, [example])
@@ -376,8 +505,8 @@ def show(
         settle(examine(annotations), str(annotations))
         table = plain_names(read_activitynet(annotations))
         truth = table[(table['video'] == example.name) & (table['label'] != '')]
-    found = detection.detect(detector, [example])
-    curves = detection.boundary_curves(detector, example)
+    found = prediction.detect(detector, [example])
+    curves = prediction.boundary_curves(detector, example)
     figure = timeline(found, duration, truth, curves, film_strip(video), most, example.name)
     with atomic(out) as temp:
         figure.savefig(temp)
@@ -394,6 +523,12 @@ Said = Annotated[int, typer.Option(min=1, help='Segments of a video, those of hi
 Told = Annotated[Path, typer.Argument(help='JSON of captions predict, or of any other program.')]
 References = Annotated[
     list[Path], typer.Argument(help='Captions of one annotator each, JSON of ActivityNet Captions.')
+]
+OriginalToo = Annotated[
+    bool,
+    typer.Option(
+        '--original', help="Also METEOR 1.5 by its own program; pip install 'vidrepro[meteor]'."
+    ),
 ]
 
 # %% ../../nbs/cli/97_localize.ipynb #5f3b1b38
@@ -452,9 +587,14 @@ def predict_captions(
 def evaluate_captions(
     captions: Told,  # as its help says
     references: References,  # as its help says
+    original: OriginalToo = False,  # as its help says
     out: Numbers = None,  # as its help says
 ) -> None:
     "Print METEOR of captions at the overlaps 0.3, 0.5, 0.7 and 0.9, and its mean."
     told = plain_names(read_captions(captions))
     right = [plain_names(read_captions(file)) for file in references]
-    report(dense_scores(told, right), out)
+    numbers = dense_scores(told, right)
+    if original:
+        with Original() as program:
+            numbers |= dense_scores(told, right, rate=program, name=METEOR_15)
+    report(numbers, out)

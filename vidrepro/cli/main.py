@@ -21,18 +21,18 @@ from .options import group, one_line_errors, out
 
 # %% ../../nbs/cli/99_main.ipynb #0de7fe61
 COMMANDS = {  # name -> module of `vidrepro.cli`, function or group in it, one sentence
-    'demo': ('train', 'demo', 'Train TEC and a time-blind twin, compare them, write a report.'),
+    'demo': ('many', 'demo', 'Train TEC and a time-blind twin, compare them, write a report.'),
     'train': ('train', 'train', 'Train an encoder on your videos, a data set or painted ones.'),
     'evaluate': ('train', 'evaluate', 'Score a trained encoder, with intervals and chance.'),
-    'compare': ('train', 'compare', 'How runs differ, video by video, with floors; one page.'),
+    'compare': ('many', 'compare', 'How runs differ, video by video, with floors; one page.'),
     'gradcam': ('pictures', 'gradcam', 'Where does an encoder look? A picture and a film.'),
     'flow': ('pictures', 'flow', 'Optical flow or motion boundaries of a video.'),
     'features': ('features', 'app', 'Features of long videos, in the formats that detectors read.'),
     'localize': ('localize', 'app', 'Find actions in features, and say what they are.'),
     'data': ('data', 'app', 'Check, scan, convert, pack and compose videos.'),
     'tsp': ('main', 'tsp_app', 'Tables for temporally-sensitive pretraining.'),
-    'run': ('train', 'run', 'Train and score whatever card of a table is missing.'),
-    'claims': ('train', 'claims', 'What the run cards say about the papers.'),
+    'run': ('many', 'run', 'Train and score whatever card of a table is missing.'),
+    'claims': ('many', 'claims', 'What the run cards say about the papers.'),
     'doctor': ('main', 'doctor', 'Versions, device, threads, decoders and folders.'),
 }
 
@@ -82,7 +82,7 @@ root = typer.Typer(
     context_settings=dict(help_option_names=['-h', '--help']),
 )
 
-
+# %% ../../nbs/cli/99_main.ipynb #1c99a005
 def print_version(
     wanted: bool | None,  # whether the option was given
 ) -> bool:  # the same
@@ -92,7 +92,7 @@ def print_version(
         raise typer.Exit
     return bool(wanted)
 
-
+# %% ../../nbs/cli/99_main.ipynb #1c99a007
 @root.callback()
 def options(
     version: Annotated[
@@ -113,7 +113,7 @@ tsp_app = group('tsp', 'Tables for temporally-sensitive pretraining.')
 def tsp_options() -> None:
     "Tables for temporally-sensitive pretraining."
 
-
+# %% ../../nbs/cli/99_main.ipynb #1c99a009
 @tsp_app.command()
 def prepare(
     annotations: Annotated[Path, typer.Argument(help='JSON in the form of ActivityNet.')],  # a file

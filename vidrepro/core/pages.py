@@ -54,9 +54,10 @@ def legend_beside(
 # %% ../../nbs/core/57_pages.ipynb #212c364c
 LOOKS = {
     'reproduced': (COLORS['blue'], 'o'),
-    'not reproduced': (COLORS['red'], 'X'),
     'contradicted': (COLORS['red'], 'X'),
     'no effect': (COLORS['purple'], 's'),
+    'at the floor': (COLORS['brown'], 'v'),
+    'not learnt': (COLORS['brown'], '^'),
 }
 
 # %% ../../nbs/core/57_pages.ipynb #535e2804

@@ -80,7 +80,7 @@ def _fold(
         before = facts
     return found
 
-
+# %% ../../nbs/core/03_results.ipynb #6035f48f
 def _unfold(
     folded: dict[str, dict],  # from `_fold`
 ) -> dict[str, dict]:  # name -> facts
@@ -106,7 +106,7 @@ def pack_hits(
     steps = np.round((x - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
     return dict(of=of, n=len(x), low=low, high=high, bytes=text(steps))
 
-
+# %% ../../nbs/core/03_results.ipynb #1a2d90c6
 def unpack_hits(
     card: dict,  # from `load_run`
     metric: str,  # one of its metrics
@@ -188,7 +188,7 @@ def _card_text(
     lines = (f'{json.dumps(k)}: {json.dumps(v, **how)}' for k, v in sorted(packed.items()))
     return '{\n' + ',\n'.join(lines) + '\n}\n'
 
-
+# %% ../../nbs/core/03_results.ipynb #573a0cbd
 def _card_of(
     text: str,  # of a file
 ) -> dict:  # the card; of the first edition, too, which was the card itself

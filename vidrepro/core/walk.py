@@ -17,7 +17,8 @@ from .files import InputError, atomic
 
 # %% ../../nbs/core/56_walk.ipynb #5628d5a8
 ENDINGS = frozenset(
-    '.3gp .avi .flv .gif .h264 .hevc .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv'.split()
+    '.3g2 .3gp .asf .avi .divx .f4v .flv .gif .h264 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg '
+    '.mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m'.split()
 )
 SYSTEM = frozenset(
     {'__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found'}

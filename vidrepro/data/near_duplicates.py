@@ -35,7 +35,7 @@ def cosines(
     scale = torch.where(p == 0, 1.0, 2.0).div(size).sqrt()
     return scale * torch.cos(math.pi * (2 * q + 1) * p / (2 * size))
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #382bf45f
 FLAT = 4.0  # deviation of grey levels below which a frame shows nothing
 
 
@@ -46,7 +46,7 @@ class Looks:
     bits: Float[Tensor, "*n 63"]  # -1 or 1; 0 where there is nothing to see
     colors: Float[Tensor, "*n 192"]  # 0 to 255
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #f24b72aa
 def describe(
     frames: UInt8[Tensor, "n 3 y x"],  # pictures of any size
 ) -> Looks:  # hash and colors of each
@@ -75,7 +75,7 @@ def alike(
     )
     return (different <= BITS) & (square <= COLORS**2 * a.colors.shape[1])
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #99ad7744
 def middle(
     frames: UInt8[Tensor, "n 3 y x"],  # pictures
     share: float,  # of height and width
@@ -102,7 +102,7 @@ def find_alike(
             found.append(linked.nonzero() + torch.stack([rows[0], torch.tensor(0)]))
     return torch.cat(found)
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #121de649
 def components(
     pairs: Int[Tensor, "e 2"],  # of numbers below `count`
     count: int,  # of videos
@@ -136,7 +136,7 @@ def moments(
         return torch.zeros(MOMENTS, 3, side, side, dtype=torch.uint8)
     return rearrange(clip, 'c k y x -> k c y x')
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #04375efd
 def moments_of(
     source: VideoDataset,  # videos that the door found
 ) -> UInt8[Tensor, "N k 3 y x"]:  # a few frames of each
@@ -160,7 +160,7 @@ def _units(
     frames = torch.stack([SEEN[name] for name in names])
     return tuple(components(find_alike(frames), len(names)).tolist())
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #52446f44
 def unite(
     units: list[int],  # component of each video
     labels: list[int],  # class of each
@@ -202,7 +202,7 @@ def warnings_of(
         )
     return words
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #14ca3ebd
 def name_recordings(
     source: VideoDataset,  # that the door found, without groups
 ) -> tuple[dict[str, str], list[str]]:  # path -> group, for those that are not alone; warnings
@@ -219,7 +219,7 @@ def name_recordings(
     groups = {p: f'looks {first[u]}' for p, u, kept in zip(paths, units, together) if kept}
     return groups, warnings_of(paths, units, together, apart)
 
-
+# %% ../../nbs/data/37_near_duplicates.ipynb #5d16e704
 def divided(
     source: VideoDataset,  # that the door found
 ) -> VideoDataset:  # every video with a split, whose recordings are on one side

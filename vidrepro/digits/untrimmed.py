@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVITYNET_SHORTEST', 'THUMOS14_SHORTEST', 'PARTS', 'background_segments', 'add_background', 'Script', 'Stretch',
            'frame_steps', 'both_sides', 'write_script', 'string_together', 'fit', 'play', 'Pieces', 'Segments',
-           'Scripts', 'UntrimmedDigits', 'cut', 'script_of', 'compose']
+           'Scripts', 'UntrimmedDigits', 'cut', 'script_of', 'kept_apart', 'compose']
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #bd6c8997
 import json
@@ -367,6 +367,20 @@ def script_of(
     "The same rules under another seed for each; training keeps that of the set."
     return replace(script, seed=script.seed + 10**6 * [*PARTS].index(subset))
 
+# %% ../../nbs/digits/20_untrimmed.ipynb #1c20a002
+def kept_apart(
+    stretches: list[Stretch],  # the script of a video
+    subset: str,  # one of `PARTS`
+) -> list[Stretch]:  # its boundaries are never those of another subset, Eq. (2)
+    "The same script, cut to the frames of its subset."
+    end, cut = 0, []
+    for s in stretches:
+        over = (end + s.frames - [*PARTS].index(subset)) % len(PARTS)
+        frames = s.frames - over if s.frames > over else s.frames + len(PARTS) - over
+        cut.append(replace(s, frames=frames if s.step == 0 or frames <= s.frames else s.frames))
+        end += cut[-1].frames
+    return cut
+
 # %% ../../nbs/digits/20_untrimmed.ipynb #24ac6d3d
 def _annotate(
     source: MovingDigits | VideoDataset,  # for the names of the classes
@@ -426,7 +440,7 @@ def compose(
     for subset, source in sources.items():
         rows, own = [], script_of(script, subset)
         for k in range(videos):
-            stretches = write_script(source, own, k)
+            stretches = kept_apart(write_script(source, own, k), subset)
             rows.append(_annotate(source, stretches, f'{subset}_{k:05d}', script.fps))
             file = folder / subset / rows[-1]['filename'][0]
             write_video(file, play(source, stretches, size=size), script.fps)

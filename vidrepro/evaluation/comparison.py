@@ -28,7 +28,7 @@ class Difference(NamedTuple):
         "What may be said of it."
         return 'more' if self.low > 0 else 'less' if self.high < 0 else 'undecided'
 
-
+# %% ../../nbs/evaluation/38_comparison.ipynb #bb51d919
 def paired(
     a: Shaped[Tensor, "m"],  # hits of one encoder, a number a test video
     b: Shaped[Tensor, "_n"],  # of another, of the same videos in the same order

@@ -33,7 +33,7 @@ from vidrepro.experiments.localization import (
 )
 from .tables import suites
 from ..localize import detect
-from ..localize.detect import SMALL, propose, train_detector
+from ..localize.detect import SMALL, train_detector
 from ..localize.examples import Example, truth_of
 from ..localize.metrics import ACTIVITYNET, average_recall
 from ..runs.pool import missing

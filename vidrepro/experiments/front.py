@@ -26,7 +26,7 @@ class Says:
     source: str  # who reports it
     where: str  # page
 
-
+# %% ../../nbs/experiments/102_front.ipynb #51f96f63
 def _says(
     where: str,  # page
     text: str,  # a line each: statement | text | number | source
@@ -47,6 +47,8 @@ tec: pretexts | pretext tasks are needed at the start of training | | review
 tec: real-time-equivariance | the same on UCF101, HMDB51 and Diving48 | UCF101 linear 74.1 | table of a later paper of one author
 ''',
 )
+
+# %% ../../nbs/experiments/102_front.ipynb #23068460
 FRONT += _says(
     'papers/63_mcl_training',
     '''
@@ -58,6 +60,8 @@ mcl: cam | Grad-CAM falls on what moves (Fig. 6) | | review
 mcl: real | best linear probes with the same backbone (Table 3) | +2 to +4 | review
 ''',
 )
+
+# %% ../../nbs/experiments/102_front.ipynb #f117cdd4
 FRONT += _says(
     'papers/53_provico_training',
     '''
@@ -68,6 +72,8 @@ provico: augmentation | careful augmentation is unnecessary | | abstract
 provico: mining-useful | pairs are mined by probabilistic distance | | abstract
 ''',
 )
+
+# %% ../../nbs/experiments/102_front.ipynb #87d6d318
 FRONT += _says(
     'papers/73_tsp_training',
     '''
@@ -75,6 +81,8 @@ tsp: background | features tell action from background better than TAC | | abstr
 tsp: without-global | without the global feature TSP beats TAC already | | review
 ''',
 )
+
+# %% ../../nbs/experiments/102_front.ipynb #9701b74e
 FRONT += _says(
     'experiments/88_localization',
     '''
@@ -98,7 +106,7 @@ def all_verdicts(
     found = (v for claims in CLAIMS.values() for v in judge_all(claims, root))
     return {v.claim.name: v for v in found}
 
-
+# %% ../../nbs/experiments/102_front.ipynb #343f0656
 def front(
     verdicts: dict[str, Verdict],  # from `all_verdicts`
 ) -> pd.DataFrame:  # the paper says, we find, how sure, where

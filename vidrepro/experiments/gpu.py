@@ -68,7 +68,7 @@ class Scale:
     batches: tuple = (16, 64)  # clips, for the speed of networks
     cells: int = 100  # of the detectors' axis
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #641fea1f
 def small(
     machine: str,  # that is asked
 ) -> Scale:  # for a machine that is slow
@@ -88,7 +88,7 @@ def machine_name(
     model = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return f'{[*model, platform.processor() or "CPU"][0]}, torch {torch.__version__}'
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #5ef81650
 def rate(
     work: Callable[[], Any],  # what to do again and again
     units: int,  # that one call of it makes
@@ -115,7 +115,7 @@ def work_of(
         net.to('meta')(torch.empty(1, *shape))
     return counter.get_total_flops()
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #654276ce
 @lru_cache
 def ceiling(
     device: torch.device,  # that is measured
@@ -133,7 +133,7 @@ def ceiling(
         best = max(best, rate(lambda: conv(x), work, device, 0.1) / 1e12)
     return best
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #8cc7cce0
 def scale_of(
     device: torch.device,  # that will be asked
 ) -> Scale:  # decided by its arithmetic
@@ -153,14 +153,14 @@ def apart(
     one, other = (x.detach().cpu().double() for x in (one, other))
     return ((one - other).norm() / one.norm().clamp(min=1e-12)).item()
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #5236baa4
 def gradient_of(
     model: nn.Module,  # after `backward`
 ) -> Tensor:  # one vector
     "All gradients, in the order of the weights."
     return torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #74357f83
 def agreement(
     here: tuple[Tensor, nn.Module],  # loss and network of the CPU, gradients there
     there: tuple[Tensor, nn.Module],  # those of the device
@@ -182,7 +182,7 @@ def asked(
     cfg = pick_preset(method, 'gpu', **small | changes)
     return Run(f'{method}/smoke/{cfg.backbone}-{cfg.precision}', method, cfg)
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #606ab4e8
 def method_agrees(
     method: str,  # one of `BUILT_IN`
     scale: Scale,  # sizes
@@ -214,7 +214,7 @@ def detector(
     draw = lambda *shape: torch.rand(shape, generator=generator('draws'))
     return net, (draw(videos, 64, cells), targets, net.match.inside, draw(videos, cells, cells))
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #f92e0a0e
 def detector_loss(
     net: nn.Module,  # from `detector`
     batch: tuple,  # from `detector`, on the same device
@@ -234,7 +234,7 @@ def talker() -> tuple[nn.Module, dict]:  # network and batch
     net = captioner.Transformer((16,), len(words), captioner.Config(dropout=0.0))
     return net, captioner.Told(rows, said, 2)[0]
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #d06ef095
 def parts_agree(
     make: Callable[[], tuple],  # network and batch
     loss: Callable,  # network, batch -> number
@@ -284,7 +284,7 @@ def explained(
     names = [videos.classes[k] for k in videos.labels[index]]
     contact_sheet(clips, upsample(cam.cpu(), clips.shape[2:]), names).savefig(out)
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #961b292c
 def trains(
     run: Run,  # a short one
     folder: Path,  # runs and pictures are kept here
@@ -373,7 +373,7 @@ def paints(
     at = torch.arange(frames).expand(64, 1, -1)
     return dict(clips=rate(lambda: videos.clips(index, at, device), 64, device))
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #bdf540e3
 def flows(
     size: int,  # pixels a side
     device: torch.device,  # where
@@ -382,7 +382,7 @@ def flows(
     a, b = torch.rand(2, 16, size, size, generator=generator('flow')).to(device) * 255
     return dict(pairs=rate(lambda: tvl1(a, b), len(a), device))
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #93db8e85
 def bmn_speed(
     scale: Scale,  # sizes
     device: torch.device,  # where
@@ -411,7 +411,7 @@ def waits(
     row = read_log(home / 'log.csv')[-1]
     return dict(wait=row['wait'], clips=2 * scale.batch / row['seconds_a_step'])
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #56c1502a
 def speed(
     scale: Scale,  # sizes
     folder: Path,  # a run is kept here
@@ -448,7 +448,7 @@ def by_seed(
     "Every table has its first seed before any has its second."
     return sorted(runs, key=lambda run: run.config.seed)
 
-
+# %% ../../nbs/experiments/100_gpu.ipynb #da4e368d
 def stages(
     folder: Path,  # runs and pictures are kept here
     device: torch.device,  # that is borrowed

@@ -45,7 +45,8 @@ def _claims(
 ) -> list[Claim]:  # one each
     "Statements about two rows of a paper's table."
     lines, found = text.strip().splitlines(), []
-    row = lambda r: '/'.join([method, 'tiny'][: 2 - r.count('/')] + [r])
+    one = lambda r: '/'.join([method, 'tiny'][: 2 - r.count('/')] + [r])
+    row = lambda side: ' - '.join(one(r) for r in side.split(' - '))  # a row, or a gain
     for head, words in zip(lines[::2], lines[1::2], strict=True):
         name, rows, metrics, source, *gates = (x.strip() for x in head.split('|'))
         rows, _, margin = rows.partition(' ± ')

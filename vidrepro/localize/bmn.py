@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROPOSALS', 'DETECTIONS', 'BinConv', 'Sizes', 'Scores', 'over_cells', 'on_maps', 'BMN', 'Targets', 'loss', 'Reading',
-           'read_maps']
+           'rated', 'read_maps']
 
 # %% ../../nbs/localize/80_bmn.ipynb #6015d052
 import math
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from ..core.files import InputError
@@ -220,6 +220,19 @@ class Reading:
 PROPOSALS = Reading()
 DETECTIONS = Reading(boundaries=False, alpha=0.8, low=0.0, high=0.0)
 
+# %% ../../nbs/localize/80_bmn.ipynb #0c45f772
+def rated(
+    grid: TimeGrid,  # cells of the axis
+    start: Float64[np.ndarray, 't'],  # probabilities of the anchors
+    end: Float64[np.ndarray, 't'],  # probabilities of the anchors
+    maps: Float64[np.ndarray, '2 d t'],  # overlap and confidence
+    reading: Reading = PROPOSALS,  # how
+) -> tuple[Int64[np.ndarray, 'm 2'], Float64[np.ndarray, 'm']]:  # lines, scores; all of them
+    "Pairs of candidate boundaries with the scores of Eq. (3)."
+    lines = pairs(grid, start, end, reading.rule)
+    edges = (start, end) if reading.boundaries else (None, None)
+    return lines, rate(grid, lines, maps, *edges)
+
 # %% ../../nbs/localize/80_bmn.ipynb #bcfee435
 def read_maps(
     grid: TimeGrid,  # over the covered seconds of the video
@@ -229,9 +242,7 @@ def read_maps(
     reading: Reading = PROPOSALS,  # how
 ) -> tuple[Float64[np.ndarray, 'm 2'], Float64[np.ndarray, 'm']]:  # seconds, scores; best first
     "Segments of one video, rated by Eq. (3) and thinned."
-    lines = pairs(grid, start, end, reading.rule)
-    edges = (start, end) if reading.boundaries else (None, None)
-    scores = rate(grid, lines, maps, *edges)
+    lines, scores = rated(grid, start, end, maps, reading)
     settings = dict(alpha=reading.alpha, low=reading.low, high=reading.high, keep=reading.keep)
     order, scores = soft_nms(lines.astype(float), scores, axis=float(grid.length), **settings)
     return grid.seconds(lines[order].astype(float)), scores

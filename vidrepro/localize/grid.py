@@ -6,7 +6,7 @@
 __all__ = ['CONVENTIONS', 'EDGES', 'STRETCHES', 'RULES', 'TimeGrid', 'valid', 'candidates', 'to_map', 'anchors',
            'boundary_scores', 'above', 'Labels', 'label', 'interpolate', 'sampling_matrix', 'stretches',
            'matching_matrix', 'align_matrix', 'folded', 'sample', 'sample_conv', 'resized', 'balanced_logistic',
-           'overlap_loss', 'chosen', 'pairs', 'rate', 'soft_nms', 'vote', 'with_classes', 'windows']
+           'overlap_loss', 'chosen', 'pairs', 'rate', 'soft_nms', 'vote', 'with_classes']
 
 # %% ../../nbs/localize/79_grid.ipynb #492fe9b0
 from dataclasses import dataclass, replace
@@ -391,6 +391,8 @@ def soft_nms(
     if not alpha > 0:
         raise InputError('alpha', alpha, 'give a number above 0')
     left, order, kept = scores.copy(), [], []
+    by_start = np.argsort(start, kind='stable')
+    starts, widest = start[by_start], width.max(initial=0.0)
     while len(order) < min(keep, len(scores) - released):
         best = int(left.argmax())
         if left[best] < least:
@@ -398,9 +400,11 @@ def soft_nms(
         order.append(best)
         kept.append(left[best])
         left[best] = -np.inf
-        shared = np.minimum(end, end[best]) - np.maximum(start, start[best])
-        near = np.flatnonzero(shared > 0)
-        iou = shared[near] / (width[near] + width[best] - shared[near])
+        near = slice(*np.searchsorted(starts, (start[best] - widest, end[best])))
+        near = by_start[near]
+        shared = np.minimum(end[near], end[best]) - np.maximum(start[near], start[best])
+        near, shared = near[shared > 0], shared[shared > 0]
+        iou = shared / (width[near] + width[best] - shared)
         beyond = iou > low + (high - low) * width[best] / axis
         left[near[beyond]] *= np.exp(-(iou[beyond] ** 2) / alpha)
     return np.array(order, np.int64), np.array(kept, float)
@@ -436,18 +440,3 @@ def with_classes(
     product = np.outer(classes[best], scores)
     product = np.sqrt(product) if root else product
     return np.tile(segments, (top, 1)), product.ravel(), np.repeat(best, len(segments))
-
-# %% ../../nbs/localize/79_grid.ipynb #e0522b34
-def windows(
-    length: int,  # features of the video
-    size: int = 256,  # features of a window
-    stride: int = 128,  # from one window to the next
-    released: bool = False,  # leave a rest of up to a fifth of a window uncovered
-) -> Int64[np.ndarray, 'w']:  # first feature of each; one, to be padded, for a short video
-    "Overlapping windows over a long video."
-    if not 1 <= stride <= size or length < 1:
-        sizes = (length, size, stride)
-        raise InputError('length, size, stride', sizes, 'give 1 or more, stride at most the size')
-    first = np.arange(0, max(length - size, 0) + 1, stride)
-    rest = length - (first[-1] + size)
-    return np.append(first, length - size) if rest > (size // 5 if released else 0) else first

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'ACTIVITYNET', 'THUMOS14', 'CHOICES', 'RELEASED', 'COLUMNS', 'KINDS', 'segment_iou', 'Rules', 'check',
-           'Matches', 'prepare', 'match', 'average_precision', 'summary', 'Recall', 'average_recall',
-           'write_detections', 'read_detections', 'kinds', 'found_by_length', 'picture']
+           'Matches', 'prepare', 'match', 'average_precision', 'summary', 'weighted_precision', 'interval', 'by_chance',
+           'Recall', 'average_recall', 'write_detections', 'read_detections', 'kinds', 'found_by_length', 'picture']
 
 # %% ../../nbs/localize/76_metrics.ipynb #974844b3
 import json
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from matplotlib.figure import Figure
 
 from ..core.files import InputError, atomic
@@ -292,6 +293,55 @@ def summary(
     return dict(mAP=float(table.mean())) | {
         f'mAP@{t:.2f}': float(x) for t, x in zip(matches.thresholds, table)
     }
+
+# %% ../../nbs/localize/76_metrics.ipynb #1c76a002
+def weighted_precision(
+    hit: Bool[np.ndarray, 'p q'],  # of one class, best first; at each threshold
+    weights: Float64[np.ndarray, 'r p'],  # of each detection in each draw
+    actions: Float64[np.ndarray, 'r'],  # weight of all actions
+) -> Float64[np.ndarray, 'r']:  # mean over thresholds; nan where nothing is drawn
+    "Average precision of draws of videos, Eq. (4)."
+    seen = np.maximum(weights.cumsum(1), 1e-12)
+    area = np.zeros(len(weights))
+    for at in hit.T:
+        precision = (weights * at).cumsum(1) / seen
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        area += (weights * at * envelope).sum(1) / hit.shape[1]
+    return np.where(actions > 0, area / np.maximum(actions, 1e-12), np.nan)
+
+
+def interval(
+    matches: Matches,  # from `match`
+    draws: int = 200,  # of as many videos as there are
+) -> tuple[float, float]:  # 2.5 and 97.5 %
+    "What mAP might have been with other videos of the same kind."
+    videos = pd.Index(pd.concat([matches.truth['video'], matches.detections['video']]).unique())
+    own, video = (videos.get_indexer(x['video']) for x in (matches.truth, matches.detections))
+    counts = np.random.default_rng(0).multinomial(
+        len(videos), [1 / len(videos)] * len(videos), draws
+    )
+    classes = pd.Index(matches.classes).get_indexer(matches.truth['label'])
+    found = []
+    for k in range(len(matches.classes)):
+        rows, actions = matches.label == k, counts[:, own[classes == k]].sum(1).astype(float)
+        weights = counts[:, video[rows]].astype(float)
+        found.append(weighted_precision(matches.found[rows] >= 0, weights, actions))
+    low, high = np.nanpercentile(np.nanmean(found, 0), (2.5, 97.5))
+    return float(low), float(high)
+
+# %% ../../nbs/localize/76_metrics.ipynb #1c76a005
+def by_chance(
+    truth: pd.DataFrame,  # columns video, start, end, label, of one subset
+    detections: pd.DataFrame,  # columns video, start, end, label, score
+    thresholds: tuple[float, ...] = ACTIVITYNET,  # tIoU
+) -> float:  # mAP; nan of a single video
+    "What the detections are worth in the next video."
+    videos = sorted(truth['video'].unique())
+    if len(videos) < 2:
+        return math.nan
+    moved = detections['video'].map(dict(zip(videos, videos[1:] + videos[:1])))
+    others = detections.assign(video=moved)[moved.notna()]
+    return summary(match(truth, others, thresholds))['mAP']
 
 # %% ../../nbs/localize/76_metrics.ipynb #31ad02a7
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'OTHERS', 'START', 'PRESETS', 'ABLATION', 'GRID', 'TRANSFER', 'Config', 'Drawn', 'sample', 'motions_of',
            'trimmed_videos', 'folder_of', 'videos', 'region_labels', 'action_loss', 'Views', 'loss', 'features_at',
-           'global_features', 'InContext', 'context', 'extras', 'released_crop', 'views', 'TSP', 'build', 'optimizer',
-           'Milestones', 'callbacks']
+           'global_features', 'InContext', 'context', 'extras', 'grey', 'released_crop', 'views', 'TSP', 'build',
+           'optimizer', 'Milestones', 'callbacks']
 
 # %% ../../nbs/papers/71_tsp.ipynb #99bd5147
 from dataclasses import dataclass, replace
@@ -120,7 +120,7 @@ def motions_of(
     known['moving-digits without others'] = tuple(m for m in MOTIONS if m not in OTHERS)
     return known.get(cfg.data, ())
 
-
+# %% ../../nbs/papers/71_tsp.ipynb #c07e9d89
 def _painted(
     cfg: Config,  # settings
     part: str,  # `pretrain`, `train` (of the probes) or `test`
@@ -153,7 +153,7 @@ def folder_of(
     remedy = 'give the folder that `vidrepro tsp prepare` or `data compose` wrote'
     raise InputError('setting data', repr(cfg.data), remedy)
 
-
+# %% ../../nbs/papers/71_tsp.ipynb #4bcc5a75
 def videos(
     cfg: Config,  # settings: `data`, `root`, `background`, `parts`, `rows`, `trimmed`
     part: str,  # `pretrain`, `train` (of the probes) or `test`
@@ -286,7 +286,7 @@ def context(
             return InContext(source, read_gvf(file, video_names(source.videos), encoder.dim))
     return InContext(source, global_features(encoder, source.videos, cfg))
 
-
+# %% ../../nbs/papers/71_tsp.ipynb #ed26687d
 def extras(
     source: Any,  # training segments
     index: Int[Tensor, "b"],  # which of them
@@ -295,6 +295,15 @@ def extras(
 ) -> dict[str, Tensor]:  # `gvf`, or nothing
     "What a batch needs to know beyond clips and labels."
     return {'gvf': source.gvf[source.groups[index]]} if isinstance(source, InContext) else {}
+
+
+def grey(
+    model: nn.Module,  # a `TSP`
+    cfg: Config,  # settings
+) -> dict[str, Tensor]:  # `gvf`, or nothing
+    "The same for a batch without videos, on which the operations of a step are counted."
+    sees = cfg.region and cfg.gvf.partition('+')[0] != 'none'
+    return {'gvf': torch.zeros(cfg.batch, model.backbone.dim)} if sees else {}
 
 # %% ../../nbs/papers/71_tsp.ipynb #9436c3f9
 def released_crop(

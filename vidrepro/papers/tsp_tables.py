@@ -208,7 +208,7 @@ def _by_name(
             raise InputError(f'videos {name} in {folder}', given, 'keep one of them')
     return files
 
-
+# %% ../../nbs/papers/70_tsp_tables.ipynb #ef6040d4
 def _find_videos(
     root: Path,  # with folders `train`, `valid`, `test`
     annotated: pd.DataFrame,  # from `read_activitynet`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'RAW', 'clips_at_once', 'shown', 'features', 'score_digits', 'group_numbers', 'tenths', 'as_floor', 'seen_by',
-           'score_videos', 'untrained', 'score', 'beside', 'embedding_table', 'save_embeddings']
+           'score_videos', 'untrained', 'score', 'beside', 'embedding_table', 'embedding_files', 'save_embeddings']
 
 # %% ../../nbs/runs/45_scores.ipynb #5d81c807
 import dataclasses
@@ -302,21 +302,28 @@ def embedding_table(
     table = pd.concat(parts, ignore_index=True)[['path', 'label', 'group', 'split']]
     return table, torch.cat([features for _, features in keep.values()])
 
-
-def save_embeddings(
+# %% ../../nbs/runs/45_scores.ipynb #1c45a002
+def embedding_files(
     place: str | Path,  # `FILE.npz`, `FILE.parquet`, `FILE.csv`, or a folder for all that can be
-    keep: dict[str, tuple],  # part -> source and features, from `score`
-) -> list[Path]:  # files written
-    "Features of clips and videos, with what they belong to."
+) -> list[Path]:  # to be written
+    "Where features go, in forms that can be written here."
     arrow = bool(importlib.util.find_spec('pyarrow'))
     files = [Path(place)]
     if not files[0].suffix:
-        files = [files[0] / f'embeddings.{end}' for end in ('npz', 'parquet' if arrow else 'csv')]
+        return [files[0] / f'embeddings.{end}' for end in ('npz', 'parquet' if arrow else 'csv')]
     if (end := files[0].suffix) not in ('.npz', '.parquet', '.csv'):
         raise InputError('--save', str(place), 'name a folder, or a file .npz, .parquet or .csv')
     if end == '.parquet' and not arrow:
         raise InputError('--save', str(place), 'pip install pyarrow, or name a file .npz or .csv')
-    table, clips = embedding_table(keep)
+    return files
+
+
+def save_embeddings(
+    place: str | Path,  # as `embedding_files`
+    keep: dict[str, tuple],  # part -> source and features, from `score`
+) -> list[Path]:  # files written
+    "Features of clips and videos, with what they belong to."
+    files, (table, clips) = embedding_files(place), embedding_table(keep)
     videos = clips.mean(1).numpy()
     columns = pd.DataFrame(videos, columns=[f'f{k}' for k in range(videos.shape[1])])
     for file in files:

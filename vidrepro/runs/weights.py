@@ -61,7 +61,7 @@ def packed(
     half = lambda v: v.half() if v.is_floating_point() else v
     return {k: half(v).contiguous() for k, v in tensors.items() if not k.startswith(KEY)}
 
-
+# %% ../../nbs/runs/58_weights.ipynb #d58d1130
 def unpacked(
     tensors: dict[str, Tensor],  # from `packed`
     names: list[str],  # of the network's tensors
@@ -143,7 +143,7 @@ def _number(
     chance = '' if value['chance'] is None else f'{value["chance"]:.3f}'
     return f'{value["value"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}] | {chance}'
 
-
+# %% ../../nbs/runs/58_weights.ipynb #47d1f4dc
 def model_card(
     about: dict,  # from `describe`
 ) -> str:  # content of `README.md`
@@ -179,7 +179,7 @@ def write(
         out.write_text(model_card(encoder.about), encoding='utf-8')
     return folder
 
-
+# %% ../../nbs/runs/58_weights.ipynb #fe3622c2
 def _config(
     settings: dict,  # of a card or a record
 ) -> tuple[str, Any]:  # method and its settings
@@ -188,7 +188,7 @@ def _config(
     kind = type(pick_method(settings['method']).PRESETS['tiny'])
     return settings['method'], from_json(kind, fields)
 
-
+# %% ../../nbs/runs/58_weights.ipynb #4ae7317a
 def read(
     folder: str | Path,  # with the three files
 ) -> Encoder:  # in evaluation mode, single precision
@@ -221,7 +221,7 @@ def load(
 
     return read(snapshot_download(str(name), **options))
 
-
+# %% ../../nbs/runs/58_weights.ipynb #dc713712
 def push_to_hub(
     encoder: Encoder,  # to be shared
     repo_id: str,  # `owner/name`
@@ -253,7 +253,7 @@ def run_of(
         run = dataclasses.replace(run, start=Run(first, method, cfg))
     return run
 
-
+# %% ../../nbs/runs/58_weights.ipynb #5142b045
 def agreement(
     name: str,  # of the committed card
     fresh: dict,  # card of the run trained anew
@@ -283,7 +283,7 @@ def again(
         execute(run, Path(folder), 'cpu', quiet=True, root=cards)
     return open_run(Path(folder) / name), load_run(name, root=cards)
 
-
+# %% ../../nbs/runs/58_weights.ipynb #ea0b4ecf
 def rounding(
     saved: Saved,  # a run
     encoder: Encoder,  # the same in half precision

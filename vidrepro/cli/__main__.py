@@ -1,0 +1,5 @@
+"The same command as `python -m vidrepro`."
+
+from vidrepro.cli.main import main
+
+main()
