@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import bmn
@@ -24,6 +24,7 @@ import moving_digits
 import numpy as np
 import provico
 import shards
+import step
 import torch
 
 from vidrepro.clips.sampling import random_clips
@@ -181,6 +182,9 @@ def painting(size, t, batch):
     return found | share
 
 
+whole_step = cache(step.step)  # three rows of one run
+
+
 def growth(folder):
     "How cost grows with the work."
     score = lambda n: average_precision(match(*tables[n], ACTIVITYNET))
@@ -218,6 +222,10 @@ def questions(folder):
     ask = {
         f'painting {t} x {s}²: frame by frame': partial(painting, s, t, b)
         for s, t, b in ((32, 8, 64), (112, 16, 16))
+    }
+    ask |= {
+        f'a step of tiny, {part}: as before': lambda part=part: whole_step()[part]
+        for part in ('painting', 'views', 'all')
     }
     ask |= {
         f'detection, {n}: official loops': partial(metrics, n)

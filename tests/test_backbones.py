@@ -108,14 +108,16 @@ def test_contract(name):
     assert maps[0][2] == (16 if name.endswith('2d') else 4 if name == 'r2plus1d_50' else 2)
 
 
-@pytest.mark.parametrize('name', ['tiny', 'tiny_2d', 'resnet_18_2d', 'r2plus1d_50', 'r2plus1d_34'])
+@pytest.mark.parametrize(
+    'name', ['tiny', 'tiny_fast', 'tiny_2d', 'resnet_18_2d', 'r2plus1d_50', 'r2plus1d_34']
+)
 def test_every_weight_learns(name):
     model = made(lambda: backbone(name))
     model(torch.randn(2, 3, 8, 32, 32)).square().mean().backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-@pytest.mark.parametrize('name', ['tiny', 'tiny_2d', 'resnet_18_2d'])
+@pytest.mark.parametrize('name', ['tiny', 'tiny_fast', 'tiny_2d', 'resnet_18_2d'])
 def test_second_order_through_the_map(name):
     "A gradient with respect to the hooked map can itself be differentiated, down to the first convolution."
     model, maps = made(lambda: backbone(name)), []

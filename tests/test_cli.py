@@ -137,7 +137,7 @@ def test_pictures_of_a_video(folder, trained, tmp_path):
     done('flow', video, '--out', tmp_path / 'flow.npz', '--method', 'difference', '--short', 16)
     assert {p.name for p in tmp_path.iterdir()} == {
         f'{video.stem}.gradcam.png',
-        f'{video.stem}.gradcam.gif',
+        f'{video.stem}.gradcam.mp4',
         'map.mp4',
         'flow.npz',
     }

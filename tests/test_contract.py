@@ -153,7 +153,7 @@ def test_every_door(method, door, doors, plugin, tmp_path, monkeypatch):
     out = tmp_path / 'features'
     extract_command(str(there.folder), out, run=home)
     assert len(list(out.rglob('*.npy'))) == len(list(there.folder.rglob('*.mp4')))
-    gradcam(home, there.video, tmp_path / 'looks', device='cpu', threads=1)
+    gradcam([home, there.video], tmp_path / 'looks', device='cpu', threads=1)
     assert len(list((tmp_path / 'looks').iterdir())) == 2
 
 

@@ -22,12 +22,18 @@ from vidrepro.explain.gradcam import (
     contact_sheet,
     energy_inside,
     explain_video,
+    film_of,
+    fine_layer,
     gradcam,
+    gradient_map,
     layers,
+    look,
     map_similarity,
+    motion_over,
     overlay,
     rank_correlation,
     retrieval_target,
+    sheet_of,
     similarity_target,
     widen,
     write_video,
@@ -390,19 +396,18 @@ def test_films_are_whole_or_absent(tmp_path, monkeypatch, name):
 def test_explain_video(tiny, files, tmp_path, target):
     names = [f'name {k}' for k in range(128)] if target == 'class' else ()
     before = {k: v.clone() for k, v in tiny.state_dict().items()}
-    made = explain_video(tiny, files[0], tmp_path, Clip(8, 1, 32), target, 'layer2', names)
+    how = (Clip(8, 1, 32), target, 'layer2', names, 'gif')  # H.264 is not the same byte for byte
+    made = explain_video(tiny, files[0], tmp_path, *how)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in made)
     with Image.open(made[0]) as sheet:
         assert sheet.size[0] > 300
-    assert probe(made[1]).frames == 8
+    assert probe(made[1]).frames == 16  # two clips, one after the other
     assert (
         all(torch.equal(v, before[k]) for k, v in tiny.state_dict().items()) and not tiny.training
     )
     content = [p.read_bytes() for p in made]
-    assert [
-        p.read_bytes()
-        for p in explain_video(tiny, files[0], tmp_path, Clip(8, 1, 32), target, 'layer2', names)
-    ] == content
+    again = explain_video(tiny, files[0], tmp_path, *how)
+    assert [p.read_bytes() for p in again] == content
 
 
 def test_explain_video_shows_the_first_and_the_last_clip(tiny, files):
@@ -446,4 +451,65 @@ def test_explain_real_videos(tiny, data_dir, tmp_path):
         pytest.skip('no video files among the data')
     for path in found:
         made = explain_video(tiny, path, tmp_path, Clip(8, 1, 64), layer='layer2')
-        assert all(p.stat().st_size > 1000 for p in made) and probe(made[1]).frames == 8
+        assert all(p.stat().st_size > 1000 for p in made) and probe(made[1]).frames == 16
+
+
+# Networks side by side
+
+
+def test_gradient_map_is_its_sum():
+    g = torch.randn(2, 3, 2, 4, 5, generator=torch.Generator().manual_seed(3)).double()
+    for b in range(2):
+        for s in range(2):
+            want = sum(g[b, c, s].mean() * g[b, c, s] for c in range(3)).clamp(min=0)
+            assert_close(gradient_map(g)[b, s], want)
+
+
+def test_fine_layer(tiny, clips):
+    "The last convolution of seven cells a side: of 32 pixels in the first stage, of 112 in the last but one."
+    sizes = {}
+    for side in (32, 112):
+        name = fine_layer(tiny, torch.zeros(1, 3, 8, side, side))
+        kept = []
+        handle = tiny.get_submodule(name).register_forward_hook(lambda m, x, y: kept.append(y))
+        tiny(torch.zeros(1, 3, 8, side, side))
+        handle.remove()
+        sizes[side] = min(kept[0].shape[3:])
+    assert min(sizes.values()) >= 7 and max(sizes.values()) <= 14
+    with pytest.raises(InputError, match='one with convolutions'):
+        fine_layer(nn.Flatten(), clips)
+
+
+def test_motion_over_forgets_a_pan():
+    "The map is bright where one half slides over the other, dark where all slides."
+    texture = torch.rand(1, 3, 1, 64, 80, generator=torch.Generator().manual_seed(4))
+    texture = F.avg_pool3d(texture, (1, 5, 5), 1, (0, 2, 2)).mul(510).clamp(max=255).byte()
+    step = lambda d: texture.roll(d, -1)
+    pan = torch.cat([step(d) for d in range(4)], 2)
+    half = pan.clone()
+    half[..., :32, :] = texture[..., :32, :]
+    whole, part = (motion_over(x)[..., 8:-8, 12:-12] for x in (pan, half))
+    assert part.shape == (1, 4, 48, 56)
+    assert part[..., 20:28, :].mean() > 5 * whole.mean()
+
+
+def test_side_by_side(tiny, files):
+    "At the resolution of the video; networks with clips of their own; a shorter one waits."
+    other = OfFrames(True).eval()
+    looks = [
+        look(tiny, files[0], Clip(8, 1, 32), 'one', layer='layer2'),
+        look(other, files[0], Clip(6, 2, 24), 'two'),
+    ]
+    for one, frames in zip(looks, (8, 6)):
+        for m in (one.motion, one.cam, one.p):
+            assert m.shape == (2, frames, 32, 32) and (m >= 0).all()
+        assert_close(one.scores(), map_similarity(one.cam, one.motion))
+        assert one.rows().shape == (4, 2, 3, frames, 32, 32)
+        assert all('q·k⁺' in title for title in one.titles)
+    film = film_of(looks)
+    zoom = 112 // 32
+    assert film.shape == (3, 16, zoom * 4 * 32, zoom * 2 * 32)
+    left = film[:, :8, : 32 * zoom : zoom, : 32 * zoom : zoom]
+    assert torch.equal(left, looks[0].clips[0])  # the first clip of the first network, untouched
+    axes = sheet_of(looks).axes
+    assert len(axes) == 4 and axes[0].get_title().startswith('one from frame 0')

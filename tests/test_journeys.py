@@ -167,7 +167,7 @@ def promised(home, line, words):
     if words[1:3] == ['features', 'extract']:
         assert list((home / 'features').rglob('*.npy'))
     if words[1] == 'gradcam':
-        assert {p.suffix for p in home.glob('*.gradcam.*')} == {'.png', '.gif'}
+        assert {p.suffix for p in home.glob('*.gradcam.*')} == {'.png', '.mp4'}
     if words[1] == 'flow':
         out = re.search(r'--out (\S+)', line)
         assert (home / (out[1] if out else 'my_video.map.mp4')).is_file()

@@ -18,6 +18,7 @@ from vidrepro.core.files import InputError
 from vidrepro.core.random import generator
 from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
+from vidrepro.experiments.tables import suites
 from vidrepro.learning.distributed import apply
 from vidrepro.learning.train import Batches, Checkpoint, Learner, Schedule
 from vidrepro.papers import mcl, mcl_scores, mcl_views
@@ -308,6 +309,57 @@ class TestLosses:
         total.backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
         assert_close(total, terms['nce'])
+
+
+class TestWhenAndWhose:
+    def test_late(self):
+        "Before half time the weights move as without alignment, afterwards they do not."
+        cfg = config(when='align@0=0 align@0.5=1', steps=10)
+        plain = dataclasses.replace(cfg, when='', align_st=0.0, align_s=0.0, align_t=0.0)
+        for step, same in ((4, True), (5, False)):
+            found = []
+            for one in (cfg, plain):
+                model = build(one)
+                model.step.fill_(step)
+                loss(model, look(one), one)[0].backward()
+                found.append(model.backbone.stem[0].weight.grad)
+            assert torch.allclose(*found, atol=1e-7) == same
+
+    def test_schedule_multiplies(self):
+        cfg = config(when='align_s@0=3 nce@0.5=0.25')
+        at = lambda step: mcl.term_weights(cfg, torch.tensor(step))
+        half = cfg.steps // 2
+        assert (float(at(0)['align_s']), float(at(0)['align_st'])) == (3, 1)
+        assert (float(at(half - 1)['nce']), float(at(half)['nce'])) == (1, 0.25)
+        assert mcl.term_weights(config(), torch.tensor(9))['align_st'] == 1.0
+
+    def test_other_motion(self):
+        "Everything is as without the control, but the map is the next video's."
+        mine, theirs = look(config()), look(config(other_motion=True))
+        assert torch.equal(theirs.motion, mine.motion.roll(1, 0))
+        assert torch.equal(theirs.query, mine.query) and torch.equal(theirs.boxes, mine.boxes)
+
+    def test_border(self):
+        "Motion at the edge moves no crop."
+        maps = torch.zeros(6, 16, 16)
+        maps[:, :2] = 1
+        assert not mcl_views.inner(maps, 2).any() and torch.equal(mcl_views.inner(maps, 0), maps)
+        inside = torch.rand(6, 12, 12, generator=generator(3))
+        kept = F.pad(inside, (2, 2, 2, 2))
+        assert torch.equal(mcl_views.inner(kept + maps, 2), kept)
+
+    def test_starts_from_a_run(self, tmp_path):
+        "Both encoders begin where another run ended; the row `warm` names it."
+        run = Run('mcl/tiny/contrast-s0', 'mcl', config(steps=1, warmup=0))
+        saved = execute.train(run, tmp_path / 'begun', 'cpu', quiet=True)
+        model = build(config(weights=str(tmp_path / 'begun')))
+        want = saved.network().backbone.state_dict()
+        for k, v in want.items():
+            for part in (model.backbone, model.key_backbone):
+                assert torch.equal(part.state_dict()[k], v), k
+        warm = next(r for r in suites()['mcl-ablation'] if '/warm-' in r.name)
+        twin = next(r for r in suites()['mcl-ablation'] if r.name == warm.start.name)
+        assert warm.start == twin and warm.start.name.startswith('mcl/tiny/contrast-s')
 
 
 @pytest.mark.parametrize('row', ABLATION)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,12 @@ from vidrepro.experiments.scoreboard import ASKED, SENTENCES, box, tally
 
 NBS = Path(__file__).parents[1] / 'nbs'
 BOXES = {page: partial(box, page) for page in ASKED} | {'experiments/102_front': tally}
+
+
+@lru_cache
+def fresh(page):
+    "The box of today's cards."
+    return BOXES[page]()
 
 
 def cells(page):
@@ -48,7 +54,7 @@ def test_the_answer_is_the_first_thing_shown(page):
 def test_the_answer_is_not_stale(page):
     "The stored box is the one that the cards in `results/` give today."
     _, shows = first(page)
-    assert said(cells(page)[shows]) == BOXES[page](), f'run {page} again'
+    assert said(cells(page)[shows]) == fresh(page), f'run {page} again'
 
 
 def test_every_page_with_verdicts_has_one():
@@ -66,7 +72,7 @@ def test_a_paper_s_number_has_a_source():
     "In every box the authors' number stands with who reports it; where none was found that is said."
     for page, asked in ASKED.items():
         says = next(s for s in FRONT if s.statement == asked.claim)
-        line = next(x for x in box(page).splitlines() if x.startswith('| authors report |'))
+        line = next(x for x in fresh(page).splitlines() if x.startswith('| authors report |'))
         assert says.source in line, page
         numbers = re.findall(r'\d+\.\d+', line)
         assert all(n in says.number for n in numbers), (page, numbers)
@@ -76,4 +82,4 @@ def test_a_paper_s_number_has_a_source():
 def test_a_stale_answer_is_found(tmp_path):
     "The check itself: without cards the box is another one."
     page = next(iter(ASKED))
-    assert BOXES[page](tmp_path) != BOXES[page]()
+    assert BOXES[page](tmp_path) != fresh(page)

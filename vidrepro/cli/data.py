@@ -6,7 +6,7 @@
 __all__ = ['app', 'Root', 'Out', 'Name', 'Workers', 'Annotations', 'Fold', 'Endings', 'KNOWN', 'CORES', 'Bad', 'Format', 'Split',
            'Shards', 'PICTURE', 'Trimmed', 'Size', 'Background', 'endings_of', 'list_command', 'card', 'print_lines',
            'print_check', 'check', 'summary', 'scan', 'standardize', 'open_source', 'pack', 'unpack', 'preview',
-           'trimmed', 'shared_videos', 'compose']
+           'pairs_in', 'motion', 'trimmed', 'shared_videos', 'compose']
 
 # %% ../../nbs/cli/95_data.ipynb #96fcbdc7
 import os
@@ -17,6 +17,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from . import options
 from .options import group
 from ..core.files import InputError
 from ..core.walk import ENDINGS, walk_folder
@@ -27,9 +28,15 @@ from ..data.cards import cards_dir, list_cards, load_card
 from ..data.datasets import VideoDataset, from_folder
 from ..data.door import find, tell
 from ..data.formats import READERS, counts, load_dataset, present
+from ..data.video import frame_count
 from ..digits.moving_digits import MovingDigits
 from ..digits.untrimmed import PARTS, Script
 from ..digits.untrimmed import compose as compose_videos
+from ..learning.distributed import pick_device
+from ..motion import motion_store as measuring
+from ..motion.flow import FLOWS
+from ..runs.methods import pick_preset
+from ..runs.videos import opened
 
 # %% ../../nbs/cli/95_data.ipynb #3e5d4e14
 app = group('data', 'Check, scan, convert, pack and preview videos.')
@@ -285,6 +292,54 @@ def preview(
     "Draw a contact sheet of some videos."
     shown = scanning.contact_sheet(root, file, videos, frames, height, seed, endings_of(endings))
     typer.echo(f'{len(shown)} videos in {file}')
+
+# %% ../../nbs/cli/95_data.ipynb #eeea3875
+def pairs_in(
+    files: dict[str, Path],  # hash of the content -> file
+) -> int:  # pairs of successive frames
+    "How much there is to measure."
+    return sum(frame_count(file) - 1 for file in files.values())
+
+
+@app.command()
+def motion(
+    data: Annotated[
+        str, typer.Argument(help='Videos, as `vidrepro train` takes them by --data.')
+    ],  # videos
+    into: Annotated[
+        Path | None,
+        typer.Option('--out', help='Folder of the store.', show_default='DATA.motion, here'),
+    ] = None,  # to write, or to go on with
+    root: options.Root = '',  # folder of the videos of a card or list
+    preset: options.Preset = 'real',  # settings of the training
+    method: Annotated[
+        str, typer.Option(help=f'Estimator of flow: {", ".join(FLOWS)}.')
+    ] = 'tvl1',  # estimator
+    set_: options.Changes = [],  # settings of the training to change
+    device: options.Device = None,  # where to compute
+    threads: options.Threads = 0,  # of the processor
+) -> None:
+    "Measure the motion of every video, once, for MCL; a job that was stopped goes on where it was."
+    options.use_threads(threads)
+    given = options.changes(set_, data=data, root=root)
+    cfg, place = pick_preset('mcl', preset, **given, flow=method), pick_device(device).type
+    source, making = opened(cfg), measuring.Making(cfg.clip, cfg.flow, cfg.reading, cfg.border)
+    into, files = into or Path(f'{Path(data).name}.motion'), measuring.files_of(source)
+    print_lines(source.found.report() if getattr(source, 'found', None) else [])
+    known = measuring.known_videos(into, making)
+    left = {key: file for key, file in files.items() if key not in known}
+    if left:
+        each, pairs = (
+            measuring.probe_seconds(next(iter(left.values())), making, place),
+            pairs_in(left),
+        )
+        hours = each * pairs / 3600
+        typer.echo(f'{len(left)} videos, {pairs} pairs of frames: about {hours:.2g} h on {place}')
+    say = lambda done, whole: typer.echo(f'  {done} of {whole} videos')
+    made = measuring.make_store(source, into, making, place, tell=say)
+    size = sum(shard['bytes'] for shard in measuring.read_index(into)['shards']) / 1e6
+    took = f'{made.videos} videos measured in {made.seconds / 3600:.2g} h, {made.known} were there'
+    typer.echo(f'{took}; {into}: {size:.4g} MB. Next: vidrepro train mcl --motion {into}')
 
 # %% ../../nbs/cli/95_data.ipynb #3e838e57
 Trimmed = Annotated[

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -74,7 +75,11 @@ def _resample(
     columns: Float[Tensor, "b j w"],  # weights of the horizontal axis
 ) -> Float[Tensor, "b c t i j"]:  # clips
     "Weighted sums along both image axes, Eq. (1)."
-    return torch.einsum('bih,bcthw,bjw->bctij', rows.to(x.dtype), x, columns.to(x.dtype))
+    _, c, t, _, _ = x.shape
+    rows, columns = rows.to(x.dtype).repeat_interleave(c * t, 0), columns.to(x.dtype)
+    y = torch.bmm(rows, rearrange(x, 'b c t h w -> (b c t) h w'))
+    y = torch.bmm(rearrange(y, '(b c t) i w -> b (c t i) w', c=c, t=t), columns.mT)
+    return rearrange(y, 'b (c t i) j -> b c t i j', c=c, t=t)
 
 # %% ../../nbs/clips/17_transforms.ipynb #0d4bf7e7
 def resized_crop(
@@ -148,7 +153,7 @@ def luma(
 ) -> Float[Tensor, "b 1 t h w"]:  # grey clips
     "Brightness that the eye sees, the y of Eq. (3)."
     red, green, blue = x.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    return (0.2989 * red).add_(0.587 * green).add_(0.114 * blue)
 
 # %% ../../nbs/clips/17_transforms.ipynb #71dff158
 def _turn_hue(
@@ -181,7 +186,8 @@ def adjust_color(
     if brightness is not None:
         x = (broadcast(brightness) * x).clamp_(0, 1)
     if contrast is not None:
-        mean = luma(x).mean((2, 3, 4), keepdim=True)
+        y = luma(x)
+        mean = y.mean((2, 3, 4), keepdim=True).expand_as(y).contiguous()
         x = torch.lerp(mean, x, broadcast(contrast)).clamp_(0, 1)
     if saturation is not None:
         x = torch.lerp(luma(x), x, broadcast(saturation)).clamp_(0, 1)
@@ -214,9 +220,11 @@ def color_jitter(
     _require_strengths(hue, **strengths)
     chosen, shape = _chosen(generator, x, p), (len(x),)
     draws = {k: _uniform(generator, shape, x, max(0.0, 1 - s), 1 + s) for k, s in strengths.items()}
-    draws['hue'] = _uniform(generator, shape, x, -hue, hue)
-    used = {name: draws[name] for name, s in (strengths | {'hue': hue}).items() if s > 0}
-    return torch.where(chosen, adjust_color(x, **used), x)
+    draws = {k: torch.where(chosen.flatten(), factor, 1.0) for k, factor in draws.items()}
+    turn = _uniform(generator, shape, x, -hue, hue)
+    used = {name: draws[name] for name, s in strengths.items() if s > 0}
+    y = adjust_color(x, **used)
+    return torch.where(chosen, adjust_color(y, hue=turn), y) if hue else y
 
 # %% ../../nbs/clips/17_transforms.ipynb #2ebfc98d
 def random_grayscale(
@@ -225,7 +233,8 @@ def random_grayscale(
     p: float = 0.2,  # share of clips that lose their colour
 ) -> Float[Tensor, "b 3 t h w"]:  # clips in [0, 1]
     "Replace whole clips by their luma, in all three channels."
-    return torch.where(_chosen(generator, x, p), luma(x), x)
+    keep = (~_chosen(generator, x, p)).to(x.dtype)
+    return torch.lerp(luma(x), x, keep)
 
 # %% ../../nbs/clips/17_transforms.ipynb #27d15230
 def _blur_weights(
@@ -257,7 +266,7 @@ def gaussian_blur(
     chosen = _chosen(generator, x, p)
     width_of = _uniform(generator, (len(x),), x, *sigma)
     rows, columns = (_blur_weights(width_of, n, kernel_size) for n in (height, width))
-    return torch.where(chosen, _resample(x, rows, columns).clamp(0, 1), x)
+    return torch.where(chosen, _resample(x, rows, columns).clamp_(0, 1), x)
 
 # %% ../../nbs/clips/17_transforms.ipynb #e7b1b8d8
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)  # torchvision's video weights, TSP

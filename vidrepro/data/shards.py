@@ -145,28 +145,35 @@ def pack(
     return index
 
 # %% ../../nbs/data/14_shards.ipynb #bec33c89
+def _placed(
+    file: Path,  # tar file
+) -> dict[str, dict[str, tuple[int, int]]]:  # key -> ending -> first byte, bytes
+    "Where the samples of a whole shard lie, in order."
+    found, end = {}, 0
+    for name, (first, size) in tar_members(file).items():
+        folder, slash, base = name.rpartition('/')
+        base, _, ending = base.partition('.')
+        found.setdefault(folder + slash + base, {})[ending] = first, size
+        end = first + -(-size // 512) * 512
+    with open(file, 'rb') as data:
+        data.seek(end)
+        if not found or any(data.read(512)):
+            raise tarfile.ReadError('it is cut off or damaged')
+    return found
+
+
 def read_shard(
     file: Path,  # tar file
     first: int = 0,  # number of the sample to begin with
     stop: int | None = None,  # number of the sample to stop before
 ) -> Iterator[tuple[str, dict[str, bytes]]]:  # key, members: ending -> content
     "Samples of a shard in order; those not asked for are skipped."
-    key, members, number = None, {}, -1
     try:
-        with tarfile.open(file) as tar:
-            for header in tar:
-                folder, slash, base = header.name.rpartition('/')
-                base, _, ending = base.partition('.')
-                if folder + slash + base != key:
-                    if members:
-                        yield key, members
-                    key, members, number = folder + slash + base, {}, number + 1
-                if stop is not None and number >= stop:
-                    return
-                if number >= first:
-                    members[ending] = tar.extractfile(header).read()
-            if members:
-                yield key, members
+        samples = list(_placed(file).items())[first:stop]
+        with open(file, 'rb', buffering=0) as data:
+            for key, members in samples:
+                read = lambda place: os.pread(data.fileno(), place[1], place[0])
+                yield key, {ending: read(place) for ending, place in members.items()}
     except (tarfile.TarError, OSError) as error:
         raise InputError(f'shard {file}', error, 'pack or copy it again') from error
 
@@ -290,7 +297,7 @@ def as_sample(
 ) -> Sample:  # the video and its facts
     "What the members of a sample mean."
     facts = json.loads(members['json'])
-    data = members[sample_key(facts['path'])[1]]
+    data = members[PurePosixPath(facts['path']).suffix[1:].lower()]
     return Sample(key, int(members.get('cls', b'-1')), data, facts)
 
 # %% ../../nbs/data/14_shards.ipynb #b7567bb6

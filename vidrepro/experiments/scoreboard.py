@@ -133,6 +133,8 @@ experiments/87_gradcam_gallery | Does MCL make Grad-CAM fall on what moves?
     mcl: cam; mcl: gradient; mcl: cam-features; mcl: real-cam
 experiments/88_localization | Does a detector find more with TSP's features than with TAC's?
     localization: detection; localization: long; localization: transfer; localization: real-detection
+experiments/106_detectors | Is TSP's gain over TAC there whatever the detector?
+    localization: detection; localization: proposals; localization: stronger-head-10min; localization: stronger-head-gtad-10min
 experiments/89_captioning | Are captions better if the features come from TSP?
     captioning: proposals; captioning: motion; captioning: without-global
 experiments/107_tsp_answers | Does TSP propose better segments than the control of its authors?
@@ -158,7 +160,10 @@ def sides(
     "What either row reaches, mean over seeds."
     claim = verdict.claim
     both = (claim.better, claim.metric), (claim.than, claim.other_metric or claim.metric)
-    if verdict.mean is None or not all(isinstance(row, str) for row, _ in both):
+    single = all(
+        isinstance(row, str) and ' - ' not in row for row, _ in both
+    )  # no numbers, no gains
+    if verdict.mean is None or not single:
         return ''
     means = (float(np.mean([*by_seed(row, metric, root).values()])) for row, metric in both)
     names = (row.rpartition('/')[2] for row, _ in both)
@@ -174,7 +179,9 @@ def scale_of(
     kind = 'filmed' if '/real/' in row else 'painted'
     if verdict.mean is None:
         return f'{kind} videos'
-    card = next(iter(read_cards(root)[row].values()))
+    card = next(
+        iter(read_cards(root)[row.partition(' - ')[0]].values())
+    )  # of a gain: its first row
     about = card['protocol'].get(verdict.claim.metric, {})
     n = about.get('videos') or about.get('n')
     tested = f', {n} tested' if n else ''

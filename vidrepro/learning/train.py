@@ -79,9 +79,9 @@ class Batches(Dataset):
         drawn = self.sample(self.source.lengths[index], generator(self.seed, 'sample', k))
         mine = slice(self.rank * self.size // self.ranks, (self.rank + 1) * self.size // self.ranks)
         drawn, index = apply(drawn, lambda v: v[mine]), index[mine]
-        clips, labels = self.source.clips(index, drawn.frames), self.source.labels[index]
-        more = self.extras(self.source, index, drawn) if self.extras else {}
-        return dict(clips=clips, drawn=drawn, index=index, labels=labels, **more)
+        more = dict(drawn=drawn) | (self.extras(self.source, index, drawn) if self.extras else {})
+        clips, labels = self.source.clips(index, more['drawn'].frames), self.source.labels[index]
+        return dict(clips=clips, index=index, labels=labels, **more)
 
 # %% ../../nbs/learning/31_train.ipynb #3cdf4a2e
 def prefetch(

@@ -35,7 +35,7 @@ def augment(
 ) -> Float[Tensor, "b n c t {recipe.size} {recipe.size}"]:  # network input
     "Crop, flip, colour jitter, greyscale, normalise."
     b, n, _, _, h, w = clips.shape
-    x = rearrange(clips, 'b n c t h w -> (b n) c t h w') / 255
+    x = rearrange(clips, 'b n c t h w -> (b n) c t h w').float() / 255
     ratio = (1.0, 1.0) if h == w else (3 / 4, 4 / 3)
     boxes = transforms.crop_boxes(x, generator, (recipe.crop, 1.0), ratio)
     chance = torch.rand(b * n, generator=generator, device=generator.device).to(x.device)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'OTHERS', 'START', 'PRESETS', 'ABLATION', 'GRID', 'TRANSFER', 'Config', 'Drawn', 'sample', 'motions_of',
            'trimmed_videos', 'folder_of', 'videos', 'region_labels', 'action_loss', 'Views', 'loss', 'features_at',
-           'global_features', 'InContext', 'context', 'extras', 'released_crop', 'views', 'TSP', 'build', 'optimizer',
-           'Milestones', 'callbacks']
+           'global_features', 'InContext', 'context', 'extras', 'grey', 'released_crop', 'views', 'TSP', 'build',
+           'optimizer', 'Milestones', 'callbacks']
 
 # %% ../../nbs/papers/71_tsp.ipynb #99bd5147
 from dataclasses import dataclass, replace
@@ -295,6 +295,15 @@ def extras(
 ) -> dict[str, Tensor]:  # `gvf`, or nothing
     "What a batch needs to know beyond clips and labels."
     return {'gvf': source.gvf[source.groups[index]]} if isinstance(source, InContext) else {}
+
+
+def grey(
+    model: nn.Module,  # a `TSP`
+    cfg: Config,  # settings
+) -> dict[str, Tensor]:  # `gvf`, or nothing
+    "The same for a batch without videos, on which the operations of a step are counted."
+    sees = cfg.region and cfg.gvf.partition('+')[0] != 'none'
+    return {'gvf': torch.zeros(cfg.batch, model.backbone.dim)} if sees else {}
 
 # %% ../../nbs/papers/71_tsp.ipynb #9436c3f9
 def released_crop(

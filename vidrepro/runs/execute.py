@@ -8,6 +8,7 @@ __all__ = ['painted_on', 'nearby', 'learner', 'context', 'leave_no_trace', 'held
 
 # %% ../../nbs/runs/46_execute.ipynb #f7416131
 import dataclasses
+import os
 import shutil
 import time
 import warnings
@@ -23,6 +24,7 @@ from ..core.checkpoint import read_log
 from ..core.files import InputError, locked
 from ..core.results import load_run, save_run
 from ..data.door import some, trained_on
+from ..digits.dials import dials_of
 from ..evaluation.probes import Score
 from ..learning.distributed import pick_device
 from ..learning.recipe import adamw
@@ -70,7 +72,8 @@ def nearby(
     limit_gb: float = 4.0,  # frames that are kept in memory, 10^9 bytes
 ) -> Any:  # the same videos, quicker to get
     "Hold small sets in memory, stream large ones from disk, paint digits where they are needed."
-    small = getattr(source, 'gigabytes', 0.0) <= limit_gb
+    machine_gb = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9
+    small = getattr(source, 'gigabytes', 0.0) <= min(limit_gb, machine_gb / 4)
     source = source.cached() if small and hasattr(source, 'cached') else source
     return painted_on(source, device)
 
@@ -211,7 +214,8 @@ def refuse_trained_on(
 ) -> None:
     "Videos that a run was trained on are no test; where nobody can know, say so."
     table, seen = getattr(test, 'manifest', None), saved.seen()
-    painted = 'moving-digits' in (saved.run.config.data, saved.record['settings']['data'])
+    named = saved.run.config.data, saved.record['settings']['data']
+    painted = any(dials_of(data) is not None for data in named)
     if not painted and (table is None or not seen):
         who = 'the test videos have' if seen else 'the run has'
         text = f'{who} no list of contents: whether it was trained on some of them is not known'
