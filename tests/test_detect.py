@@ -420,7 +420,7 @@ def test_commands(home):
     known = json.loads((home / 'score.json').read_text())
     assert known.items() >= score(ours, truth_of([e for e in told(12, 5)[8:]])).items()
     assert known['mAP, low of 95 %'] <= known['mAP'] <= known['mAP, high of 95 %']
-    assert known['videos'] == 4 and 'mAP by chance' in known and 'actions: ' in result.stdout
+    assert known['videos'] == 4 and 'mAP by chance' in known and 'actions ' in result.stderr
     content = json.loads((home / 'out.json').read_text())
     assert set(content) == {'version', 'results', 'external_data'} and set(
         next(iter(content['results'].values()))[0]

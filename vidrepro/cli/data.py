@@ -256,7 +256,8 @@ def pack(
     "Pack videos and labels into tar shards in the layout of WebDataset."
     source = open_source(root, dataset, annotations, fold, split, bad)
     print_lines(source.found.report() if source.found else [])
-    len(source.usable[0])  # opens every file, for the policy to see
+    if bad == 'raise':
+        len(source.usable[0])  # opens every file, for the policy to see
     index = sharding.pack(source, out, name, max_count, max_mb, seed)
     size = sum(shard['bytes'] for shard in index['shards']) / 1e6
     typer.echo(f'{index["samples"]} samples in {len(index["shards"])} shards, {size:.4g} MB')

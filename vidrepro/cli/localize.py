@@ -46,11 +46,21 @@ from ..data.annotations import read_activitynet, write_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.distributed import pick_device
+
+# %% ../../nbs/cli/97_localize.ipynb #1c97a003
 from ..localize import predict as prediction
 from ..localize import thumos14 as thumos
 from ..localize.detect import PRESETS, SMALL, load_detector, same_source, train_detector
 from ..localize.detect import Settings as DetectorSettings
-from ..localize.doctor import compare, examine, find_features, plain, settle
+from vidrepro.localize.doctor import (
+    compare,
+    examine,
+    find_features,
+    lost_findings,
+    plain,
+    read_database,
+    settle,
+)
 from ..localize.errors import error_picture, error_table, forgiving
 from vidrepro.localize.examples import (
     Example,
@@ -123,6 +133,9 @@ def check_annotations(
 ) -> None:
     "Look for what is wrong with annotations, and with features on them."
     findings = examine(annotations, features, step)
+    if features:
+        videos = map(plain, read_database(annotations))
+        findings += lost_findings(list(videos), find_features(features))
     for finding in findings:
         typer.echo(f'{"fatal" if finding.fatal else "note"}: {finding}')
     settle([f for f in findings if f.fatal], str(annotations))
@@ -255,13 +268,16 @@ def plain_names(
 def report(
     result: dict[str, float],  # numbers by name
     out: Path | None,  # JSON to write, if any
+    more: dict[str, float] = {},  # how sure they are, and what they were counted of
 ) -> None:
     "Print numbers, and keep them."
     for name, value in result.items():
-        typer.echo(f'{name}: {value}' if isinstance(value, int) else f'{name}: {value:.4f}')
+        typer.echo(f'{name}: {value:.4f}')
+    if more:
+        typer.echo('note: ' + ', '.join(f'{k} {v:.4g}' for k, v in more.items()), err=True)
     if out:
         with atomic(out) as temp:
-            temp.write_text(json.dumps(result, indent=1) + '\n')
+            temp.write_text(json.dumps(result | more, indent=1) + '\n')
 
 # %% ../../nbs/cli/97_localize.ipynb #59049e74
 def comparable(
@@ -384,7 +400,7 @@ def evaluate(
         value = 'proposals, which have none'
         raise InputError('--classes, --errors, --picture', value, 'give detections')
     numbers, matches = numbers_of(found, truth, chosen, budget)
-    report(numbers | (certainty(matches) if matches else {}), out)
+    report(numbers, out, certainty(matches) if matches else {})
     if classes:
         print_classes(matches)
     if errors or picture:

@@ -326,7 +326,8 @@ def interval(
         rows, actions = matches.label == k, counts[:, own[classes == k]].sum(1).astype(float)
         weights = counts[:, video[rows]].astype(float)
         found.append(weighted_precision(matches.found[rows] >= 0, weights, actions))
-    low, high = np.nanpercentile(np.nanmean(found, 0), (2.5, 97.5))
+    found = np.array(found)[:, ~np.isnan(found).all(0)]  # draws with an action
+    low, high = np.percentile(np.nanmean(found, 0), (2.5, 97.5))
     return float(low), float(high)
 
 # %% ../../nbs/localize/76_metrics.ipynb #1c76a005
