@@ -38,6 +38,7 @@ from vidrepro.cli.options import (
     writable,
 )
 from ..core.files import InputError, atomic
+from ..digits.dials import dials_of
 from ..evaluation.probes import Score
 from ..learning.distributed import pick_device
 from ..learning.train import Batches
@@ -156,7 +157,7 @@ def introduce(
         out.print(f'weights of {path}: {load_weights(path, cfg.backbone)[2]}')
     words = f'{len(known)} classes' if known else 'no classes'
     held = ', painted ones to test on'
-    if cfg.data != 'moving-digits':
+    if dials_of(cfg.data) is None:
         try:
             held = f', {len(videos_of(run, "test"))} held out'
         except InputError as error:  # training needs no test

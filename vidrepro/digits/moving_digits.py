@@ -101,6 +101,19 @@ class Recipe:
         "Which videos of the endless table."
         return torch.arange(self.n) if self.items is None else torch.tensor(self.items)
 
+    @property
+    def scenery(self) -> str:
+        "The split whose photographs are shown."
+        return self.split
+
+    def redraw(self, draws: Tensor, numbers: Tensor) -> Tensor:
+        "For other worlds: change what was drawn."
+        return draws
+
+    def place(self, index: Tensor, frames: Tensor) -> 'Pose':
+        "For other worlds: move sprite and camera otherwise."
+        return _pose(self, index, frames)
+
 # %% ../../nbs/digits/19_moving_digits.ipynb #16f152cd
 SPRITE = ('x', 'y', 'angle', 'zoom', 'phase', 'swing', 'speed', 'glyph', 'red', 'green', 'blue')
 SCENE = ('scene', 'camera_x', 'camera_y', 'heading', 'pan', 'still')
@@ -115,7 +128,7 @@ def _draw(
     "The random numbers of some videos."
     slots = len(SPRITE + SCENE) + recipe.distractors * len(CLUTTER)
     seed = 2 * recipe.seed + (recipe.split == 'test')
-    return torch.from_numpy(hash_uniform(seed, numbers, slots))
+    return recipe.redraw(torch.from_numpy(hash_uniform(seed, numbers, slots)), numbers)
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #11a7bfcd
 @dataclass(frozen=True)
@@ -155,7 +168,7 @@ def _pose(
     centre = centre + ORBIT * orbit.abs() * swing
     side = SIDES[0] * (SIDES[1] / SIDES[0]) ** ((zoom.real * clock / ZOOM + u['zoom']) % 1)
     angle = math.tau * u['angle'] + spin.real * TURN * clock
-    world = _world(recipe.size, recipe.split)
+    world = _world(recipe.size, recipe.scenery)
     start = torch.complex(u['camera_x'] * world.real, u['camera_y'] * world.imag)
     velocity = recipe.pan * (0.5 + u['pan']) * torch.exp(1j * math.tau * u['heading'])
     return Pose(centre, side, angle, start + velocity * time)
@@ -229,8 +242,8 @@ def _scene(
     which: Int64[Tensor, 'b'],  # photograph 0 or 1
 ) -> tuple[Complex64[Tensor, 'b f w'], Complex64[Tensor, 'b f h']]:  # parts of a grid in the atlas
     "The window of a camera over both photographs."
-    height, width = _photos(recipe.size, recipe.split).shape[-2:]
-    world = _world(recipe.size, recipe.split)
+    height, width = _photos(recipe.size, recipe.scenery).shape[-2:]
+    world = _world(recipe.size, recipe.scenery)
     pixel = (
         torch.arange(recipe.size, dtype=torch.float64, device=camera.device) + 0.5
     ) / recipe.size
@@ -331,7 +344,7 @@ def _paint(
     which = (draws[:, SLOT['scene']] * 2).long().to(device)
     scene = _scene(recipe, flat.camera.to(device), which)
     sheets = [_sheet(recipe, layer, device) for layer in _layers(draws, flat)]
-    photos, parts = _photos(recipe.size, recipe.split).to(device), []
+    photos, parts = _photos(recipe.size, recipe.scenery).to(device), []
     pixels = flat.side.shape[1] * recipe.size**2
     group = max(1, (2**17 if device.type == 'cpu' else 2**26) // pixels)
     for first in range(0, len(index), group):
@@ -363,7 +376,7 @@ def _truth(
     device: torch.device,  # of masks and flow
 ) -> Truth:  # of the clips at these frames
     "Mask, optical flow (Eq. 3), camera and pose."
-    now, then = _pose(recipe, index, frames), _pose(recipe, index, frames + step)
+    now, then = (recipe.place(index, frames + ahead) for ahead in (0, step))
     flat = now.map(lambda x: rearrange(x, 'b n t -> b (n t)'))
     *_, sprite = _layers(_draw(recipe, recipe.numbers[index]), flat)
     _, glyph, *parts, _ = _sheet(recipe, sprite, device)
@@ -423,7 +436,7 @@ class MovingDigits(Catalogue):
     def pose(self, index: Int64[Tensor, 'b'], frames: Int64[Tensor, 'b n t']) -> Pose:
         "Where sprite and camera are."
         index, frames = _within('index', index, len(self)), _within('frames', frames, self.length)
-        return _pose(self, index, frames)
+        return self.place(index, frames)
 
     def clips(
         self,

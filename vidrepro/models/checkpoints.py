@@ -436,7 +436,10 @@ def weights_file(
 ) -> Path:  # which need not exist
     "Where weights would lie."
     path = Path(weights or '-')
-    return path / 'checkpoint.safetensors' if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    files = [path / f'{kind}.safetensors' for kind in ('checkpoint', 'model')]
+    return next((f for f in files if f.is_file()), files[0])  # `model`: came with the package
 
 
 def pretrained(

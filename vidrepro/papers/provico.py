@@ -50,7 +50,7 @@ from vidrepro.papers.provico_gaussians import (
 # %% ../../nbs/papers/51_provico.ipynb #3c6b9b2b
 CHOICES = {
     'objective': ('provico', 'infonce'),
-    'mining': ('closed', 'sampled', 'means', 'expected'),
+    'mining': ('closed', 'sampled', 'means', 'expected', 'true'),
     'threshold': ('quantile', 'fixed'),
     'match': ('sampled', 'closed'),
     'weighted': ('all', 'positives', 'none'),
@@ -80,7 +80,9 @@ class Config(Embedding):
 
     objective: str = 'provico'  # or `infonce`: the deterministic twin, contrasting means of clips
     lam: float = 0.25  # P1: lambda; 1/4 is the exact Bhattacharyya distance
-    mining: str = 'closed'  # P3: distance of Gaussians, `sampled`; `means`, `expected`: Euclidean
+    mining: str = (
+        'closed'  # P3: of Gaussians, `sampled`; `means`, `expected`: Euclid; `true`: oracle
+    )
     threshold: str = 'quantile'  # tau is a share of the pairs of the batch, or a `fixed` distance
     tau: float = 0.02  # below it a pair is positive
     mine_after: int = 200  # batches before the first pair is mined
@@ -285,6 +287,9 @@ class Views:
     video: Int[Tensor, "b"]  # number of the video in its source
     noise: Float[Tensor, "b 2 k d"]  # epsilon
     clip: Int[Tensor, "b 2 k"]  # which clip an ancestral sample is from
+    label: Int[Tensor, "b"] | None = (
+        None  # class, for the oracle of `mining`; its own where none is known
+    )
 
 # %% ../../nbs/papers/51_provico.ipynb #8f46fec8
 def views(
@@ -294,7 +299,9 @@ def views(
 ) -> Views:  # what the loss looks at
     "Every clip augmented on its own."
     drawn = batch['drawn']
-    return Views(augment(batch['clips'], generator, cfg), batch['index'], drawn.noise, drawn.clip)
+    label = batch.get('labels', batch['index'])
+    clips = augment(batch['clips'], generator, cfg)
+    return Views(clips, batch['index'], drawn.noise, drawn.clip, label)
 
 # %% ../../nbs/papers/51_provico.ipynb #88b37592
 @dataclass
@@ -319,11 +326,17 @@ def pairs(
     rows: Rows,  # of this process
     seen: Int[Tensor, ""],  # batches trained on so far
     cfg: Config,  # settings
+    label: Int[Tensor, "b"] | None = None,  # class of each video, for `mining='true'`
 ) -> Pairs:  # of the own rows among all
     "Positives and negatives of the own rows, and how many there are in all."
     everyone = rows.map(gather)
     with torch.no_grad():
-        positive = mine(pair_distance(everyone, everyone, cfg), cfg) & (seen >= cfg.mine_after)
+        if cfg.mining == 'true':
+            y = gather(label)
+            positive = (y[:, None] == y) & (y >= 0)
+        else:
+            positive = mine(pair_distance(everyone, everyone, cfg), cfg)
+        positive = positive & (seen >= cfg.mine_after)
         positive |= torch.eye(len(positive), dtype=torch.bool, device=positive.device)
     count = torch.stack([positive.sum(), (~positive).sum()]).float()
     return Pairs(everyone, positive[my_rows(len(rows.mean), rows.mean.device)], count)
@@ -367,7 +380,7 @@ def stochastic_loss(
     video = moments(out.mu, out.log_var)
     z = embed(out.mu, out.log_var, video, views.noise, views.clip, cfg.drawing)
     rows = Rows(video.mean, video.var, z)
-    found = pairs(rows, out.seen, cfg)
+    found = pairs(rows, out.seen, cfg, views.label)
     each = soft(rows, found.everyone, out, found.positive, cfg)
     weight, log = loss_weight(rows, found, cfg)
     (positive, negative), penalty = found.means(each), found.means(log).sum()
@@ -477,6 +490,7 @@ ABLATION = {
 ABLATION |= {
     'no-mining': dict(tau=0.0),
     'sampled': dict(mining='sampled'),
+    'true-pairs': dict(mining='true'),  # an oracle: class mates, and no others
     **{f'samples-{k}': dict(samples=k) for k in (1, 2, 4, 16)},
     **{f'clips-{n}': dict(clips=n) for n in (1, 2)},
     'fixed-ab': dict(learn_ab=False),

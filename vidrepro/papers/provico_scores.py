@@ -6,7 +6,7 @@
 __all__ = ['CORRUPTIONS', 'Joined', 'Seen', 'look', 'thirds', 'rank_correlation', 'correlation_hits', 'foreigners', 'mix_videos',
            'background', 'blurred', 'spoil', 'Corrupted', 'auc', 'paired_auc', 'reaction_scores', 'tercile_hits',
            'tercile_scores', 'retrieval_scores', 'distance_scores', 'noise_scores', 'mined', 'third_scores',
-           'mining_scores', 'bound_scores', 'health_scores', 'scores']
+           'mining_scores', 'bound_scores', 'health_scores', 'pool_scores', 'scores']
 
 # %% ../../nbs/papers/52_provico_scores.ipynb #db1de824
 import dataclasses
@@ -28,6 +28,7 @@ from ..clips.sampling import uniform_clips
 from ..clips.transforms import gaussian_blur
 from ..core.files import InputError
 from ..core.random import generator
+from ..digits.dials import dials_of
 from ..evaluation.probes import Score, extract, make_score
 from ..evaluation.retrieval import neighbours, retrieve
 from .provico import Config, ProViCo, Rows, mine, pair_distance
@@ -326,7 +327,7 @@ def mined(
 ) -> dict[str, Bool[Tensor, "b b"]]:  # pairs by name of the score
     "The nearest 2 % of all pairs, by the cosine of means and by the distance that mines."
     v = seen.videos()
-    way = 'closed' if cfg.mining == 'sampled' else cfg.mining
+    way = 'closed' if cfg.mining in ('sampled', 'true') else cfg.mining
     config = dataclasses.replace(cfg, threshold='quantile', tau=0.02, mining=way)
     direction = F.normalize(v.mean, dim=1)
     found = {'mined precision by cosine': mine(-direction @ direction.T, config)}
@@ -400,6 +401,18 @@ def health_scores(
     scores = [make_score(f'uncertainty {part}', x, first[part], about) for part, x in parts.items()]
     return scores + (bound_scores(seen, cfg) if 'within' in parts else [])
 
+# %% ../../nbs/papers/52_provico_scores.ipynb #d1a15002
+def pool_scores(
+    model: ProViCo,  # trained, in evaluation mode
+    cfg: Config,  # settings: `mining`
+    source: Any,  # videos that it was trained on
+    most: int = 480,  # of them
+) -> list[Score]:  # share of mined pairs of one class among these
+    "Are the pairs right that training could mine? Sources that repeat do so here only."
+    pool = source.subset(torch.arange(min(most, len(source))))
+    found = mining_scores(look(model, cfg, pool), pool.labels.cpu(), cfg)
+    return [dataclasses.replace(s, name=f'{s.name}, training videos') for s in found]
+
 # %% ../../nbs/papers/52_provico_scores.ipynb #ec56ebea
 def scores(
     model: ProViCo,  # trained, in evaluation mode
@@ -416,6 +429,8 @@ def scores(
         parts = dict(between=parts['between'])
     found = retrieval_scores(test, y, train, z, parts) + health_scores(test, parts, cfg)
     found += mining_scores(test, y, cfg)
+    if 'group' in (dials_of(cfg.data) or {}):
+        found += pool_scores(model, cfg, videos('pretrain'))
     if cfg.objective == 'provico':
         for more in (distance_scores, noise_scores):
             found += more(test, y, train, z, found[0].chance)

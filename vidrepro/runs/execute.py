@@ -24,6 +24,7 @@ from ..core.checkpoint import read_log
 from ..core.files import InputError, locked
 from ..core.results import load_run, save_run
 from ..data.door import some, trained_on
+from ..digits.dials import dials_of
 from ..evaluation.probes import Score
 from ..learning.distributed import pick_device
 from ..learning.recipe import adamw
@@ -213,7 +214,8 @@ def refuse_trained_on(
 ) -> None:
     "Videos that a run was trained on are no test; where nobody can know, say so."
     table, seen = getattr(test, 'manifest', None), saved.seen()
-    painted = 'moving-digits' in (saved.run.config.data, saved.record['settings']['data'])
+    named = saved.run.config.data, saved.record['settings']['data']
+    painted = any(dials_of(data) is not None for data in named)
     if not painted and (table is None or not seen):
         who = 'the test videos have' if seen else 'the run has'
         text = f'{who} no list of contents: whether it was trained on some of them is not known'
