@@ -1,4 +1,4 @@
-"""Which small encoder learns motion as well as `tiny` for less? One card, `results/bench/encoders-cpu.json`, which page 109 draws.
+"""Which small encoder learns motion as well as `tiny` for less? One card, `results/bench/encoders-cpu.json`, which page 115 draws.
 
     python benchmarks/encoders.py [--minutes 30]
 
