@@ -36,6 +36,7 @@ from ..localize import detect
 from ..localize.detect import SMALL, train_detector
 from ..localize.examples import Example, truth_of
 from ..localize.metrics import ACTIVITYNET, average_recall
+from ..localize.predict import propose
 from ..runs.pool import missing
 from ..runs.run import Run
 

@@ -124,7 +124,7 @@ class Dial:
     method: str  # whose table
     name: str  # folder of its cards
     world: str  # setting `data`; `{}` stands for the level
-    levels: tuple[float, ...]  # from one end to the other
+    levels: tuple[int | float, ...]  # from one end to the other
     rows: dict[str, tuple[str, dict]]  # method, twin, control: what trains, settings that differ
     common: dict[str, Any]  # settings of all rows
     log: bool = False  # levels are factors
