@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 SMALL = '--set steps=2 --set batch=4 --set frames=4 --set size=24 --set warmup=1 --device cpu'
 MORE = {  # what makes a command quick; settings come last, and the last one holds
     'train tsp': f"{SMALL} --set classes=2 --set background='' --set gvf=none",
+    'data motion': '--preset real',
+    'train mcl --data few_videos': SMALL.replace('frames=4', 'frames=8').replace('=24', '=64'),
     'train mcl': SMALL.replace('frames=4', 'frames=8'),
     'train': SMALL,
     'localize train': '--preset small --set epochs=1',
@@ -105,6 +107,9 @@ def home(films, tmp_path, monkeypatch):
     shutil.copytree(films, tmp_path / 'other/videos')
     for path in (tmp_path / 'other/videos').rglob('*.mp4'):
         film(path, (64, 96), 15, 2, frames=40)
+    for k in range(4):  # for what takes long
+        for label in ('jump', 'run'):
+            film(tmp_path / 'few_videos' / label / f'{k + 1:02} {label}.mp4', (64, 96), 15, 2, 40)
     one = films / 'jump' / '01 jump.mp4'
     for name in ('my_video.mp4', 'jump.mp4', 'my/videos/jump/01.mp4', 'videos/one.mp4'):
         shutil.copy(one, tmp_path / name)
@@ -137,6 +142,7 @@ def test_lines(place, home, monkeypatch):
     if place not in ('README', '94_train', '114_many'):
         assert typed('vidrepro train tec --data my/videos --folder runs/mine')[0] == 0
     for line in printed()[place]:
+        line = line.replace('my_videos', 'few_videos') if 'motion' in line else line
         words = line.split()
         if '--data weizmann' in line:
             if not data_root():
@@ -144,8 +150,9 @@ def test_lines(place, home, monkeypatch):
             shutil.rmtree(home / 'videos')
             (home / 'videos').mkdir()
             (home / 'videos/weizmann').symlink_to(data_root() / 'weizmann')
-        if words[1] == 'compare':
-            for k, name in enumerate(('one', 'two', 'three', 'other')):
+        if words[1] == 'compare' or 'runs/other' in line:
+            names = ('other',) if words[1] == 'gradcam' else ('one', 'two', 'three', 'other')
+            for k, name in enumerate(names):
                 new = f'vidrepro train tec --data my_videos --folder runs/{name} --seed {k}'
                 assert (home / 'runs' / name).exists() or typed(new)[0] == 0
         code, said = typed(line)
