@@ -25,7 +25,6 @@ from torch import Tensor
 
 from ..core.files import InputError
 from ..data.annotations import read_activitynet
-from ..features.exports import windows
 from ..features.settings import in_todays_words
 from vidrepro.localize.doctor import (
     beside,
@@ -224,6 +223,8 @@ def windowed(
     size: int,  # rows of a window
 ) -> list[Example]:  # in order; one for a short video
     "A video in windows that overlap by half."
+    from vidrepro.features.exports import windows  # formats of others need a decoder
+
     first = windows(len(example.features), size, max(size // 2, 1))
     return [part_of(example, k, size) for k in first.tolist()]
 
