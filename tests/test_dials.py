@@ -173,7 +173,7 @@ def test_families():
 @pytest.mark.parametrize('words', ['scene=2', 'group=0', 'side=0', 'colour=1', 'blur=often', 'n=4'])
 def test_bad_worlds_are_refused(words):
     with pytest.raises(InputError):
-        painted(pick_preset('tec', 'tiny', data=f'moving-digits {words}'), 'train')
+        painted(pick_preset('tec', 'tiny', data=f'moving-digits {words}'), 'pretrain')
 
 
 def test_a_setting_names_a_world():

@@ -115,6 +115,7 @@ class TestTables:
             speeds=(1, 2),
             stop_gradient=False,
         )
+        other |= {k: getattr(TINY, k) / 2 or 0.5 for k in ('crop', 'hue', 'grey')}  # shares
         old = getattr(TINY, field)
         new = (
             other[field]

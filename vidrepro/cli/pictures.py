@@ -32,7 +32,8 @@ def tell_apart(
     runs = [p for k, p in enumerate(what) if k == 0 or is_run(p)]
     videos = [p for k, p in enumerate(what) if k and not is_run(p)]
     if not videos:
-        raise InputError('videos', 'none', 'name one run or more, then one video or more')
+        given = f'none after {", ".join(map(str, what))}'
+        raise InputError('videos', given, 'name one run or more, then one video or more')
     return runs, videos
 
 

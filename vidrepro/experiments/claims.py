@@ -528,7 +528,7 @@ def forest(
         return None
     sizes = [len(g) + 2.4 for g in groups.values()]
     size = (4.5, 0.4 + 0.2 * sum(sizes))
-    fig, axes = plt.subplots(len(groups), figsize=size, dpi=96, squeeze=False, height_ratios=sizes)
+    fig, axes = plt.subplots(len(groups), figsize=size, dpi=80, squeeze=False, height_ratios=sizes)
     several = len({v.claim.name.partition(': ')[0] for v in drawn if ': ' in v.claim.name}) > 1
     for ax, (metric, group) in zip(axes[:, 0], groups.items()):
         _panel(ax, metric, group, several)
