@@ -199,7 +199,8 @@ def test_run_all(path, clone, kernel):
     sources = [''.join(c['source']) for c in stored]
     reads = from_cards(sources)
     wanted = [i for i, s in enumerate(sources) if reads[i] or MARK.search(s)]
-    keep = needed(sources, wanted)
+    whole = path.stem == '13_formats'  # its cells hand files to each other, which no name shows
+    keep = list(range(len(sources))) if whole else needed(sources, wanted)
     folder = (clone / path.relative_to(ROOT)).parent
     fresh = dict(zip(keep, run([sources[i] for i in keep], folder, kernel)))
     for i, cell in fresh.items():
