@@ -10,6 +10,7 @@ from vidrepro.clips import transforms
 from vidrepro.clips.contract import Clip
 from vidrepro.core.files import InputError
 from vidrepro.data.shards import read_shard, write_shard
+from vidrepro.digits.dials import DialedDigits
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning.views import augment
 from vidrepro.models.backbones import BACKBONES, backbone
@@ -78,6 +79,23 @@ def test_kept_frames():
     assert kept == kept and kept.describe() == videos.describe()
     with pytest.raises(InputError, match='0 to 39'):
         kept.clips(torch.tensor([0]), torch.tensor([[[40]]]))
+
+
+@pytest.mark.parametrize(
+    'dials', [dict(scene=1.0, group=4), dict(blur=0.5, idle=0.5), dict(passers=2)]
+)
+def test_kept_worlds(dials):
+    "A world with dials stays that world, and so do its parts."
+    world = DialedDigits(48, size=16, **dials)
+    index, frames = torch.arange(12), torch.arange(0, 64, 8).expand(12, 1, 8)
+    kept, few = world.cached(), world.cached().subset(index[4:8])
+    for _ in range(2):
+        assert torch.equal(kept.clips(index, frames), world.clips(index, frames))
+    assert kept.describe() == world.describe() and int(kept.memory[1].sum()) == 96
+    assert torch.equal(few.clips(torch.arange(4), frames[:4]), world.clips(index[4:8], frames[:4]))
+    assert not torch.equal(
+        kept.clips(index, frames), MovingDigits(48, size=16).clips(index, frames)
+    )
 
 
 def test_clips_handed_out_are_not_the_store():

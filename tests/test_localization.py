@@ -68,6 +68,15 @@ def table(rows, columns=COLUMNS):
     return frame.astype(dict(start=float, end=float))
 
 
+def of_noise(task):
+    "Training and test examples whose features know nothing."
+    rng = np.random.default_rng(0)
+    for part in ('train', 'test'):
+        pieces = painted(task, part)
+        noise = [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in pieces.lengths]
+        yield examples_of(pieces.segments(), noise, 4, 16)
+
+
 class TestLength:
     @pytest.fixture
     def matches(self):
@@ -310,16 +319,7 @@ class TestCards:
 
     def test_useless_features_are_at_chance(self):
         "Noise for features: the detector cannot beat the list of a neighbour by much, and names at random."
-        rng, task = np.random.default_rng(0), Task(train=24, test=16)
-        train, test = (
-            examples_of(
-                (s := painted(task, p)).segments(),
-                [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths],
-                4,
-                16,
-            )
-            for p in ('train', 'test')
-        )
+        train, test = of_noise(Task(train=24, test=16))
         values, chance, *_ = judge_features('bmn', train, test, config=replace(TOY, epochs=2))
         assert values['mAP'] < 0.1 and values['segments named'] < 0.4 and chance['mAP'] < 0.1
 
@@ -366,16 +366,8 @@ class TestHeads:
             assert missing([row], tmp_path) == []
 
     def test_noise_is_at_chance(self):
-        rng, task = np.random.default_rng(0), Long(train=2, test=2)
-        train, test = (
-            examples_of(
-                (s := painted(task, p)).segments(),
-                [rng.normal(size=(int(n) // 4 - 3, 8)).astype(np.float32) for n in s.lengths],
-                4,
-                16,
-            )
-            for p in ('train', 'test')
-        )
+        task = Long(train=2, test=2)
+        train, test = of_noise(task)
         config = replace(head('actionformer', task), width=16, heads=2, epochs=3)
         values, chance, *_ = judge_long('actionformer', task, train, test, config=config)
         assert values['mAP'] < 0.1 and chance['mAP'] < 0.1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOTIONS', 'REVERSED', 'MIRRORED', 'SPRITE', 'SCENE', 'SLOT', 'CLUTTER', 'SIDES', 'STEP', 'TURN', 'ORBIT', 'ZOOM',
-           'stroke', 'Recipe', 'Pose', 'Truth', 'Catalogue', 'MovingDigits', 'Kept', 'write_video', 'write_videos']
+           'stroke', 'Recipe', 'Pose', 'Truth', 'Catalogue', 'MovingDigits', 'write_video', 'write_videos']
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #981ec678
 import hashlib
@@ -433,6 +433,8 @@ class Catalogue(Recipe):
 class MovingDigits(Catalogue):
     "A source of videos whose class is their motion and nothing else."
 
+    memory = None  # frames that `cached` keeps, and which of them are painted
+
     def pose(self, index: Int64[Tensor, 'b'], frames: Int64[Tensor, 'b n t']) -> Pose:
         "Where sprite and camera are."
         index, frames = _within('index', index, len(self)), _within('frames', frames, self.length)
@@ -444,8 +446,10 @@ class MovingDigits(Catalogue):
         frames: Int64[Tensor, 'b n t'],  # which frames, 0 to `length` - 1
         device: str | torch.device | None = None,  # where to paint, default `self.device`
     ) -> UInt8[Tensor, 'b n 3 t {self.size} {self.size}']:  # RGB
-        "Paint clips."
-        return self.paint(index, self.pose(index, frames), device)
+        "Paint clips, or look up what `cached` keeps."
+        if self.memory is None or torch.device(device or self.device).type != 'cpu':
+            return self.paint(index, self.pose(index, frames), device)
+        return _looked_up(self, index, frames)
 
     def paint(
         self,
@@ -480,41 +484,30 @@ class MovingDigits(Catalogue):
         "Size of all frames once they are painted, 10^9 bytes."
         return 3 * len(self) * self.length * self.size**2 / 1e9
 
-    def cached(self) -> 'Kept':
-        "The same videos, each frame painted once."
-        return Kept(**{f.name: getattr(self, f.name) for f in fields(self)})
+    def cached(self) -> 'MovingDigits':
+        "The same videos, each frame painted once, on the CPU."
+        kept, frames = replace(self), len(self) * self.length
+        pixels = torch.empty(frames, 3, self.size, self.size, dtype=torch.uint8)
+        object.__setattr__(kept, 'memory', (pixels, torch.zeros(frames, dtype=torch.bool)))
+        return kept
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #93f5ba1b
-@dataclass(frozen=True)
-class Kept(MovingDigits):
-    "Moving Digits that keep each frame once it is painted, on the CPU."
-
-    @cached_property
-    def memory(self) -> tuple[UInt8[Tensor, 'f 3 h w'], Bool[Tensor, 'f']]:
-        "Frames of all videos, one after the other, and which of them are painted."
-        frames = len(self) * self.length
-        pixels = torch.empty(frames, 3, self.size, self.size, dtype=torch.uint8)
-        return pixels, torch.zeros(frames, dtype=torch.bool)
-
-    def clips(
-        self,
-        index: Int64[Tensor, 'b'],  # which videos, 0 to `len` - 1
-        frames: Int64[Tensor, 'b n t'],  # which frames, 0 to `length` - 1
-        device: str | torch.device | None = None,  # where to paint, default `self.device`
-    ) -> UInt8[Tensor, 'b n 3 t {self.size} {self.size}']:  # RGB
-        "Look up what is there, paint the rest."
-        if torch.device(device or self.device).type != 'cpu':
-            return super().clips(index, frames, device)
-        index, frames = _within('index', index, len(self)), _within('frames', frames, self.length)
-        (pixels, there), place = self.memory, index[:, None, None] * self.length + frames
-        if len(new := place[~there[place]].unique()):
-            one = (new % self.length)[:, None, None]
-            pixels[new] = super().clips(new // self.length, one, 'cpu')[:, 0, :, 0]
-            there[new] = True
-        found = (
-            pixels.flatten(1).index_select(0, place.flatten()).view(*place.shape, *pixels.shape[1:])
-        )
-        return rearrange(found, 'b n t c h w -> b n c t h w').contiguous()
+def _looked_up(
+    source: MovingDigits,  # from `cached`
+    index: Int64[Tensor, 'b'],  # which videos
+    frames: Int64[Tensor, 'b n t'],  # which frames
+) -> UInt8[Tensor, 'b n 3 t {source.size} {source.size}']:  # RGB
+    "Look up what is there, paint the rest."
+    index = _within('index', index, len(source))
+    frames = _within('frames', frames, source.length)
+    (pixels, there), place = source.memory, index[:, None, None] * source.length + frames
+    if len(new := place[~there[place]].unique()):
+        videos, one = new // source.length, (new % source.length)[:, None, None]
+        pixels[new] = source.paint(videos, source.pose(videos, one), 'cpu')[:, 0, :, 0]
+        there[new] = True
+    found = pixels.flatten(1).index_select(0, place.flatten())
+    found = found.view(*place.shape, *pixels.shape[1:])
+    return rearrange(found, 'b n t c h w -> b n c t h w').contiguous()
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #e12207f8
 def write_video(
