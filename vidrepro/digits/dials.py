@@ -148,7 +148,7 @@ def _places(
     other = (own + 1 + (u[:, 1] * (count - 1)).long()) % count
     return torch.where(u[:, 0] < (world.scene or 0.0), own, other), u[:, 2:]
 
-
+# %% ../../nbs/digits/68_dials.ipynb #bef8a13d
 def _settled(
     world: DialedDigits,  # has `scene`
     draws: Float64[Tensor, 'b slots'],  # of the videos
@@ -176,7 +176,7 @@ def _leaders(
 LOOKS = [SLOT[k] for k in ('glyph', 'red', 'green', 'blue')]
 LOOKS += [SLOT[k] for k in SCENE if k != 'still']
 
-
+# %% ../../nbs/digits/68_dials.ipynb #0fc35a34
 def _shared(
     world: DialedDigits,  # has `group`
     draws: Float64[Tensor, 'b slots'],  # of the videos
@@ -199,7 +199,7 @@ def _blocks(
     "In which blocks it happens."
     return _table(world, what, numbers, -(-world.length // BLOCK)) < getattr(world, what)
 
-
+# %% ../../nbs/digits/68_dials.ipynb #1e2839bf
 def _events(
     world: DialedDigits,  # has `length`
     what: str,  # `idle` or `blur`
@@ -211,7 +211,7 @@ def _events(
     block = (frames // BLOCK).clamp(0, happens.shape[1] - 1)
     return happens.gather(1, block.flatten(1)).view(frames.shape)
 
-
+# %% ../../nbs/digits/68_dials.ipynb #fa247369
 def _awake(
     world: DialedDigits,  # has `idle`
     numbers: Int64[Tensor, 'b'],  # videos
@@ -234,7 +234,7 @@ def _tremble(
     u = 2 * _table(world, 'shake', rows, 2) - 1
     return world.shake * torch.complex(*u.T).view(frames.shape)
 
-
+# %% ../../nbs/digits/68_dials.ipynb #2f627e8c
 def _moved(
     world: DialedDigits,  # has `side`, `idle`, `shake`
     index: Int64[Tensor, 'b'],  # videos, 0 to `len` - 1
@@ -267,7 +267,7 @@ def _passers(
         color = 0.4 + 0.6 * u[:, k + 6 : k + 9]
         yield _Layer(torch.arange(len(u)), glyph, centre, side, 0 * side, color, _TORUS)
 
-
+# %% ../../nbs/digits/68_dials.ipynb #9391c539
 def _crossed(
     world: DialedDigits,  # has `passers`
     clips: Float[Tensor, 'b 3 fh w'],  # painted on, frames below each other
@@ -288,7 +288,7 @@ def _magnified(
     turn = frames / 48 + _table(world, 'zoom', numbers, 1)[:, :, None]
     return (1 + world.zoom / 2 * (1 - (2 * torch.pi * turn).cos())).float()
 
-
+# %% ../../nbs/digits/68_dials.ipynb #d0f55d16
 def _through_lens(
     images: Float[Tensor, 'm c h w'],  # what is in front of the lens
     factor: Float[Tensor, 'm'],  # how many times each is magnified
@@ -300,7 +300,7 @@ def _through_lens(
     grid = _grid((line(w) / factor[:, None])[:, None], (1j * line(h) / factor[:, None])[:, None])
     return F.grid_sample(images, grid, mode, 'border', align_corners=False)
 
-
+# %% ../../nbs/digits/68_dials.ipynb #fbef624f
 def _unsharp(
     images: Float[Tensor, 'm c h w'],  # sharp
 ) -> Float[Tensor, 'm c h w']:  # out of focus
@@ -350,7 +350,7 @@ def _hidden(
         opacity = opacity * (1 - cover)
     return replace(truth, opacity=opacity, mask=opacity > 0.5, flow=flow)
 
-
+# %% ../../nbs/digits/68_dials.ipynb #d49a1ad6
 def _seen(
     world: DialedDigits,  # has `passers`, `zoom`
     truth: Truth,  # without passers and zoom

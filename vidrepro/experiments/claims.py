@@ -38,7 +38,7 @@ def _read(
         rows.setdefault(name.rpartition('-s')[0], {})[card['seed']] = card
     return rows
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #a85d8085
 def read_cards(
     root: Path | None = None,  # folder of cards, `results_dir()` if none
 ) -> dict[str, dict[int, dict]]:  # row -> seed -> card
@@ -58,7 +58,7 @@ def value_of(
     x = card['metrics'].get(metric)
     return x['value'] if isinstance(x, dict) else x
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #b1979b5c
 def by_seed(
     row: str,  # e.g. `tec/tiny/full`
     metric: str,  # on the cards
@@ -67,7 +67,7 @@ def by_seed(
     "One metric of all runs of a row."
     return _values(read_cards(root).get(row, {}), metric)
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #0ac7a196
 def _values(
     cards: dict[int, dict],  # of a row, by seed
     metric: str,  # on the cards
@@ -129,7 +129,7 @@ def _videos(
     n, m = y.shape
     return runs.hits.mean(0), float(y.var(0, ddof=1).mean() / (n * m)) if n > 1 else 0.0
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #67a4fd72
 def over_videos(
     a: Runs,  # one row
     b: Runs | float,  # another, or a number
@@ -154,7 +154,7 @@ class Pool:
     var: float
     df: int  # degrees of freedom
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #c61bfff7
 def pooled(
     table: list[Runs],  # one metric of all rows
     level: float = 0.2,  # of Bartlett's test
@@ -188,7 +188,7 @@ class Estimate:
         half = stats.t.ppf((1 + level) / 2, self.df) * self.se
         return self.mean - half, self.mean + half
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #ef80d40c
 def estimate(
     a: Runs,  # one row
     b: Runs | float,  # another, or a number
@@ -241,7 +241,7 @@ def seeds_needed(
     half = lambda n: factor(n) * (e.seeds * e.n / n + (e.videos or 0.0)) ** 0.5
     return next((n for n in range(e.n + 1, most + 1) if half(n) < room), None)
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #05750025
 def strength(
     e: Estimate,  # a difference
     margin: float,  # that would matter
@@ -298,7 +298,7 @@ class Claim:
         row = next((r for r in (self.better, self.than) if isinstance(r, str)), '')
         object.__setattr__(self, 'margin', self.margin or margin_for(self.metric, row))
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #5cecafb4
 @dataclass(frozen=True)
 class Verdict:
     "What the cards say about a claim."
@@ -379,7 +379,7 @@ def on_the_floor(
         return False  # its first value, not its least
     return not any(estimate(x, x.chance).interval()[0] > 0 for x in runs)
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #5bf20f04
 def gate(
     claim: Claim,  # with an interval
     cards: Evidence,  # to decide it
@@ -405,7 +405,7 @@ def discoveries(
     q = np.minimum.accumulate((p[order] * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]
     return np.clip(q[order.argsort(kind='stable')], 0, 1)
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #f915c089
 def _verdict(
     claim: Claim,  # to be decided
     cards: Evidence,  # to decide it
@@ -419,7 +419,7 @@ def _verdict(
     over = 'seeds' if e.videos is None else 'seeds, videos'
     return Verdict(claim, seeds, e.mean, *ends, word, strength(e, claim.margin), 1.0, over), e
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #8c4a46ef
 def judge_all(
     claims: list[Claim],  # a family
     root: Path | None = None,  # folder of cards
@@ -449,7 +449,7 @@ def _gated(
         needs = f'needs about {n} seeds' if n else 'needs more than 99 seeds, or more test videos'
     return replace(v, word=other or word, q=q, needs=needs, needed=n)
 
-
+# %% ../../nbs/experiments/90_claims.ipynb #2ae1608a
 def judge(
     claim: Claim,  # to be decided
     root: Path | None = None,  # folder of cards

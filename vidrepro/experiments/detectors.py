@@ -149,7 +149,7 @@ def long_lists(
         propose(model, test, offering),
     )
 
-
+# %% ../../nbs/experiments/106_detectors.ipynb #c7fc38c3
 def judge_long(
     reader: str,  # bmn, gtad or actionformer
     task: Long,  # videos
@@ -285,7 +285,7 @@ def probe_card(
     hits = execute.hits_of(scores, fingerprint(tsp.videos(cfg, 'test')))
     return metrics, protocol, [], dict(hits=hits)
 
-
+# %% ../../nbs/experiments/106_detectors.ipynb #74bdbc9e
 def localize_run(
     row: Row,  # encoder, reader, seed
     folder: Path,  # runs and features are kept here

@@ -44,7 +44,7 @@ class Trend:
     sign: int  # 1: the effect grows, -1: it falls
     advice: dict[str, str]  # word of the verdict -> what to do
 
-
+# %% ../../nbs/experiments/105_dials.ipynb #71dca255
 @dataclass(frozen=True)
 class Answer:
     "What the cards say about a trend."
@@ -74,7 +74,7 @@ def effects(
             found[place] = estimate(*runs, pools)
     return found
 
-
+# %% ../../nbs/experiments/105_dials.ipynb #e5379d11
 def slope(
     found: dict[float, Estimate],  # from `effects`
 ) -> Estimate | None:  # none: fewer than two levels
@@ -125,7 +125,7 @@ def answers(
         found[k] = _worded(found[k], float(q), known, cards)
     return found
 
-
+# %% ../../nbs/experiments/105_dials.ipynb #6c3e0f1a
 def _worded(
     a: Answer,  # with a slope
     q: float,  # share of false discoveries
@@ -280,7 +280,7 @@ def table(
     ]
     return pd.DataFrame(rows, index=[a.trend.name for a in found])
 
-
+# %% ../../nbs/experiments/105_dials.ipynb #2261cafd
 def in_words(
     found: list[Answer],  # from `answers`
 ) -> str:  # Markdown, a line a statement

@@ -51,7 +51,7 @@ def clips_at_once(
     pixels = clip.frames * clip.size**2
     return min(128 if gpu else 64, max(1, 2 ** (24 if gpu else 21) // pixels))
 
-
+# %% ../../nbs/runs/45_scores.ipynb #e5e62852
 def shown(
     clips: Tensor,  # raw
     clip: Clip,  # the contract
@@ -59,7 +59,7 @@ def shown(
     "The view of the contract, in the layout that convolution likes."
     return view(clips, clip).contiguous(memory_format=torch.channels_last_3d)
 
-
+# %% ../../nbs/runs/45_scores.ipynb #99d9980f
 def features(
     network: nn.Module,  # clips to features
     clip: Clip,  # what it is shown
@@ -167,7 +167,7 @@ def spoiled(
         'shuffled frames': frames[..., order],
     }
 
-
+# %% ../../nbs/runs/45_scores.ipynb #cf15e8da
 def score_world(
     network: nn.Module,  # trained, clips to features
     random: nn.Module,  # as its seed made it
@@ -198,7 +198,7 @@ def group_numbers(
     places = {name: k for k, name in enumerate(names)}
     return torch.tensor([places.get(name, len(names) + k) for k, name in enumerate(known)])
 
-
+# %% ../../nbs/runs/45_scores.ipynb #9b9f8ec5
 def tenths(
     groups: Tensor,  # of each video
     most: int = 10,  # parts
@@ -230,7 +230,7 @@ def _split_scores(
         scores.append(probe(classifier, a, y, b, z, groups=mine, name=name, protocol=about))
     return scores
 
-
+# %% ../../nbs/runs/45_scores.ipynb #28cd2457
 def _groups_out(
     x: Tensor,  # features of all videos
     y: Tensor,  # their classes
@@ -260,7 +260,7 @@ def as_floor(
     about = dict(score.protocol, floor=floor, of=score.name)
     return dataclasses.replace(score, name=f'{score.name}, {floor}', protocol=about)
 
-
+# %% ../../nbs/runs/45_scores.ipynb #dd7f5985
 def seen_by(
     networks: dict[str, nn.Module],  # the method's under '', and floors
     clip: Clip,  # what they are shown
@@ -271,7 +271,7 @@ def seen_by(
     at_once, look = clips_at_once(networks[''], clip), partial(shown, clip=clip)
     return extract_all(networks, source, frames, look, at_once, apart='')
 
-
+# %% ../../nbs/runs/45_scores.ipynb #2fd4acc3
 def score_videos(
     network: nn.Module,  # clips to features
     clip: Clip,  # what it is shown
@@ -373,7 +373,7 @@ def embedding_files(
         raise InputError('--save', str(place), 'pip install pyarrow, or name a file .npz or .csv')
     return files
 
-
+# %% ../../nbs/runs/45_scores.ipynb #0fbe01b3
 def save_embeddings(
     place: str | Path,  # as `embedding_files`
     keep: dict[str, tuple],  # part -> source and features, from `score`
