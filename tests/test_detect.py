@@ -507,7 +507,7 @@ def breaks(home, what):
 
 WRONG = dict(
     dimension='video5-9: got another width',
-    nan='512 numbers nan',
+    nan='32 of 32 rows of',
     missing='no features of 1 of 4 videos: video5-9',
     cut='v_video5-9.npy: got ValueError',
     integers='int64 of shape',

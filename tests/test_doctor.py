@@ -426,7 +426,8 @@ def detections(home, change=lambda hit: [hit], name='{}'):
 
 def test_evaluate_prints_classes(scored):
     result = call('evaluate', *detections(scored), '--classes')
-    assert result.exit_code == 0 and result.stderr == '', result.output
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count('\n') == 1 and 'videos 3, actions 6' in result.stderr
     assert 'mAP: 1.0000' in result.stdout
     assert '001: AP 1.0000, AP@0.50 1.0000, 3 actions' in result.stdout
 

@@ -19,6 +19,7 @@ import pytest
 
 from vidrepro.cli.main import COMMANDS, load_command
 from vidrepro.cli.main import main as cli
+from vidrepro.core.results import results_dir
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
 
 SMALL = '--set steps=2 --set batch=4 --set frames=4 --set size=24 --set speeds=1,2 --set hidden=16'
@@ -39,6 +40,7 @@ LINES = {  # words of a command -> how it is called; {out} is what it writes, ot
     'localize predict': '{detector} {rows} {out}/x.json --step 1',
     'localize evaluate': '{found} {truth} --out {out}/x.json',
     'localize show': '{detector} {shown} {out}/x.png --features {rows} --step 1',
+    'localize thumos14': '{lists} {out}/x.json',
     'localize captions train': f'{{rows}} {{told}} {{out}}/x.safetensors {ROWS} --set width=8',
     'localize captions predict': '{captioner} {rows} {found} {out}/x.json --step 1',
     'localize captions evaluate': '{said} {told} --out {out}/x.json',
@@ -50,6 +52,7 @@ LINES = {  # words of a command -> how it is called; {out} is what it writes, ot
     'data pack': '{clips} {out}',
     'data unpack': '{shards} {out}',
     'data preview': '{clips} --file {out}/x.png',
+    'data motion': '{clips} --out {out} --preset tiny --method difference --device cpu',
     'data compose': '{out} --train {clips} --valid {clips} --videos 1',
     'tsp prepare': '{annotations} {untrimmed}',
     'run': 'tec-ablation --limit 1 --folder {out}',
@@ -96,7 +99,7 @@ def line_of(words, places):
 def world(tmp_path_factory):
     "One of everything that a command reads."
     home = tmp_path_factory.mktemp('world')
-    names = 'clips run rows features shards untrimmed'.split()
+    names = 'clips run rows features shards untrimmed lists'.split()
     files = dict(detector='d.safetensors', captioner='c.safetensors', truth='truth.json')
     files |= dict(found='found.json', told='told.json', said='said.json', annotations='ann.json')
     at = {name: home / name for name in names} | {name: home / f for name, f in files.items()}
@@ -111,6 +114,10 @@ def world(tmp_path_factory):
         np.save(at['rows'] / f'v{k}.npy', draw.random((60, 16), np.float32))
     base = {f'v{k}': dict(subset=s, duration=60.0, annotations=acts) for k, s in enumerate(both)}
     at['truth'].write_text(json.dumps(dict(database=base)))
+    at['lists'].mkdir()
+    for subset, part in (('val', 'validation'), ('test', 'test')):
+        line = f'video_{part}_0000001 1.0 9.0\n'
+        (at['lists'] / f'Diving_{subset}.txt').write_text(line)
     told = dict(duration=60.0, timestamps=[[1.0, 9.0]], sentences=['It goes up'])
     at['told'].write_text(json.dumps({f'v{k}': told for k in range(4)}))
 
@@ -140,6 +147,7 @@ def places(world, tmp_path, monkeypatch):
     "The same, with a copy of what a command writes into."
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'new').mkdir()
+    shutil.copytree(results_dir(Path(__file__).parent) / 'tec', tmp_path / 'results' / 'tec')
     own = {name: tmp_path / 'new' / name for name in ('run', 'untrimmed')}
     for name, place in own.items():
         shutil.copytree(world[name], place)

@@ -23,7 +23,7 @@ from vidrepro.core.files import InputError
 from vidrepro.core.settings import override
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning import train
-from vidrepro.learning.recipe import Recipe, adamw, lr_at
+from vidrepro.learning.recipe import RANGES, Recipe, adamw, lr_at
 from vidrepro.learning.train import (
     EMA,
     Batches,
@@ -506,7 +506,12 @@ CHOICES = dict(
 values = st.fixed_dictionaries(
     {},
     optional={
-        k: st.sampled_from(CHOICES[k]) if k in CHOICES else VALUES[t] for k, t in FIELDS.items()
+        k: st.sampled_from(CHOICES[k])
+        if k in CHOICES
+        else st.floats(*RANGES[k])
+        if RANGES.get(k, (0, 2))[1] <= 1  # shares
+        else VALUES[t]
+        for k, t in FIELDS.items()
     },
 )
 

@@ -294,6 +294,7 @@ def claims(
     show_verdicts(found)
     out.print(f'Cards are read from {results_dir()}')
     if picture:
+        if not (drawn := verdicts.forest(found)):
+            raise InputError('--picture', picture, f'run a suite first: no card in {results_dir()}')
         with atomic(picture) as f:
-            kind = picture.suffix[1:] or 'png'
-            verdicts.forest(found).savefig(f, format=kind, dpi=150)
+            drawn.savefig(f, format=picture.suffix[1:] or 'png', dpi=150)

@@ -204,7 +204,8 @@ def estimate(
     seeds, videos = sum(v for v, _ in parts.values()), over_videos(a, b)
     every = [*parts.values(), *([videos] if videos else [])]
     total = sum(v for v, _ in every)
-    df = total**2 / sum(v**2 / k for v, k in every) if total else np.inf
+    spread = sum(v**2 / k for v, k in every)
+    df = total**2 / spread if spread else np.inf
     mean = a.values.mean() - (b.values.mean() if isinstance(b, Runs) else b)
     few = min(len(x.values) for x, _ in sides)
     return Estimate(float(mean), seeds, videos[0] if videos else None, float(df), few)

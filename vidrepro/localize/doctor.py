@@ -391,10 +391,15 @@ def number_findings(
     usual = max(widths, key=widths.get, default=0)
     for video, table in tables.items():
         if table.shape[1] != usual:
-            value = f'{table.shape[1]} numbers a row, others {usual}'
+            value = f'{table.shape[1]} numbers a row in {files[video].name}, others {usual}'
             yield Finding('another width', value, 'use one encoder for all, or transpose it', video)
         elif odd := int((~np.isfinite(table)).any(1).sum()):
-            yield Finding('no finite numbers', f'in {odd} of {len(table)} rows', again, video)
+            yield Finding(
+                'no finite numbers',
+                f'in {odd} of {len(table)} rows of {files[video].name}',
+                again,
+                video,
+            )
         elif len(table) > 9 and not np.ptp(table, 0).any():
             value = f'{len(table)} times the same'
             yield Finding('rows all alike', value, again, video, fatal=False)
