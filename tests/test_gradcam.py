@@ -15,28 +15,30 @@ from vidrepro.clips.contract import Clip
 from vidrepro.core.files import InputError
 from vidrepro.data.video import VideoError, probe, read_clips
 from vidrepro.digits.moving_digits import MovingDigits, write_videos
-from vidrepro.explain import gradcam as module
+from vidrepro.explain import looks as module
 from vidrepro.explain.gradcam import (
     area,
     class_target,
     contact_sheet,
     energy_inside,
-    explain_video,
-    film_of,
-    fine_layer,
     gradcam,
-    gradient_map,
     layers,
-    look,
     map_similarity,
-    motion_over,
     overlay,
     rank_correlation,
     retrieval_target,
-    sheet_of,
     similarity_target,
     widen,
     write_video,
+)
+from vidrepro.explain.looks import (
+    explain_video,
+    film_of,
+    fine_layer,
+    gradient_map,
+    look,
+    motion_over,
+    sheet_of,
 )
 from vidrepro.models.backbones import backbone
 
@@ -385,7 +387,7 @@ def test_films_are_whole_or_absent(tmp_path, monkeypatch, name):
         (target if hasattr(target, 'write_bytes') else tmp_path).write_bytes(good[:40])
         raise OSError('disk full')
 
-    monkeypatch.setattr(module, '_write_mp4', dies)
+    monkeypatch.setattr('vidrepro.explain.gradcam._write_mp4', dies)
     monkeypatch.setattr(Image.Image, 'save', lambda self, target, **_: dies(target))
     with pytest.raises(OSError, match='disk full'):
         write_video(path, frames, 10)

@@ -16,7 +16,7 @@ from .options import Device, Threads, out, use_threads
 from ..core.files import InputError
 from ..data.video import iter_frames, probe
 from ..evaluation.comparison import paired
-from ..explain.gradcam import Look, check_request, draw_looks, look
+from ..explain.looks import Look, check_request, draw_looks, look
 from ..learning.distributed import pick_device
 from ..motion.flow import FLOWS
 from ..motion.maps import write_flow
