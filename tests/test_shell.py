@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -88,6 +89,24 @@ def called(words):
     finally:
         sys.argv = argv
     return code, said.getvalue(), errors.getvalue()
+
+
+@pytest.mark.parametrize('lines', [1, 9])
+def test_a_reader_that_has_seen_enough(lines):
+    "`| head` is no error, and no traceback at the end."
+    run = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, '-m', 'vidrepro', 'data', 'list'], **run) as program:
+        first = [program.stdout.readline() for _ in range(lines)]
+        program.stdout.close()
+        assert first[0] and program.stderr.read() == b''
+    assert program.returncode in (0, -signal.SIGPIPE)
+
+
+def test_handlers_come_back():
+    "Whoever calls the program from Python keeps what was set."
+    before = [signal.getsignal(n) for n in (*SIGNALS, signal.SIGPIPE)]
+    assert called(['data', 'list'])[0] == 0 and called(['data', 'nothing'])[0] == 2
+    assert [signal.getsignal(n) for n in (*SIGNALS, signal.SIGPIPE)] == before
 
 
 def line_of(words, places):
@@ -252,6 +271,8 @@ def held(words, folder, log, gate, late):
     out = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started these tests
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # with nohup has neither
     sys.argv = ['vidrepro', *words]
 
     def wait(event, args):

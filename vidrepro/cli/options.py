@@ -136,7 +136,7 @@ def spoken(
 # %% ../../nbs/cli/93_options.ipynb #480fd1d3
 @contextmanager
 def stops() -> Iterator[None]:  # nothing
-    "SIGTERM and SIGHUP inside the block are ctrl-C."
+    "SIGTERM and SIGHUP inside the block are ctrl-C; a closed pipe ends the program without a word."
     mine = os.getpid()
 
     def stop(number, frame):
@@ -145,23 +145,25 @@ def stops() -> Iterator[None]:  # nothing
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    old = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP) if main}
-    old = {n: handler for n, handler in old.items() if handler is not signal.SIG_IGN}
-    for n in old:
-        signal.signal(n, stop)
+    ours = {signal.SIGTERM: stop, signal.SIGHUP: stop, signal.SIGPIPE: signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        ours = {}  # others may not set handlers
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup` wants it so
+        ours.pop(signal.SIGHUP, None)
+    old = {n: signal.signal(n, handler) for n, handler in ours.items()}
     try:
         yield
     finally:
-        for n, handler in old.items():
-            signal.signal(n, handler or signal.SIG_DFL)
+        try:
+            sys.stdout.flush()  # while a closed pipe is no error
+        finally:
+            for n, handler in old.items():
+                signal.signal(n, handler or signal.SIG_DFL)
 
 # %% ../../nbs/cli/93_options.ipynb #3fb6ea7d
 @contextmanager
 def one_line_errors() -> Iterator[None]:  # nothing
     "Bad input inside the block ends the program with one line and an exit code."
-    if hasattr(signal, 'SIGPIPE'):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `vidrepro ... | head` is no error
     try:
         with stops():
             yield
