@@ -46,7 +46,7 @@ from vidrepro.captions.metrics import (
     storyboard,
     write_captions,
 )
-from vidrepro.cli.localize import app
+from vidrepro.cli.captions import app
 from vidrepro.core.files import InputError
 from vidrepro.core.results import load_run
 from vidrepro.digits.moving_digits import MovingDigits

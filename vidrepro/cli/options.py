@@ -191,11 +191,13 @@ class OneLineErrors(typer.core.TyperGroup):
             typer.echo(f'error: {words[0]}', err=True)
             raise typer.Exit(words[1]) from None
 
-
+# %% ../../nbs/cli/93_options.ipynb #117b0002
 def group(
     name: str,  # as typed
     text: str,  # what its commands are for
 ) -> typer.Typer:  # without commands as yet
     "A group of commands."
     plain = dict(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-    return typer.Typer(cls=OneLineErrors, name=name, help=text, **plain)
+    found = typer.Typer(cls=OneLineErrors, name=name, help=text, **plain)
+    found.callback()(lambda: None)
+    return found
