@@ -83,7 +83,7 @@ def floors_of(
             floors.setdefault(name, []).append(dataclasses.replace(floor, name=s.name))
     return floors
 
-
+# %% ../../nbs/cli/114_many.ipynb #114c0008
 def show_differences(
     scores: dict[str, list[Score]],  # title -> scores
     found: dict[str, dict[str, Difference]],  # from `differences`
