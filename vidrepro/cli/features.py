@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Videos', 'Folder', 'RunPath', 'Backbone', 'Weights', 'Root', 'Hop', 'Rate', 'Frames', 'Size', 'Picture',
-           'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'GvfFile', 'from_run', 'from_weights', 'pick_encoder',
-           'pick_clip', 'pick_shard', 'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
+           'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'GvfFile', 'NewFolder', 'To', 'Length', 'How', 'Prefix',
+           'Whole', 'from_run', 'from_weights', 'pick_encoder', 'pick_clip', 'pick_shard', 'print_report', 'show_plan',
+           'extract_command', 'verify', 'export', 'gvf']
 
 # %% ../../nbs/cli/96_features.ipynb #880121b0
 import dataclasses
@@ -271,39 +272,42 @@ def verify(
     )
     raise typer.Exit(0 if table.status.isin(['ok', 'short']).all() else 1)
 
+# %% ../../nbs/cli/96_features.ipynb #96c00009
+NewFolder = Annotated[Path, typer.Argument(help='Folder to write; must not exist.')]
+To = Annotated[
+    str,
+    typer.Option(help=f'Format or program: {", ".join({**formats.EXPORTS, **exports.PROGRAMS})}.'),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help='Rows of every video.', show_default='as they are; 100 for bmn'),
+]
+How = Annotated[str, typer.Option(help='Resizing: linear, or mean of all rows in between.')]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        help='Put before names without it.', show_default='v_ with --annotations, else nothing'
+    ),
+]
+Whole = Annotated[
+    Path | None,
+    typer.Option(
+        '--annotations',
+        help="ActivityNet's JSON: write a whole folder that the program starts from.",
+        show_default='features alone',
+    ),
+]
+
 # %% ../../nbs/cli/96_features.ipynb #d11c8b80
 @app.command()
 def export(
     folder: Folder,  # as its help says
-    out: Annotated[
-        Path, typer.Argument(help='Folder to write; must not exist.')
-    ],  # as its help says
-    to: Annotated[
-        str,
-        typer.Option(
-            help=f'Format or program: {", ".join({**formats.EXPORTS, **exports.PROGRAMS})}.'
-        ),
-    ] = 'npy',  # as its help says
-    length: Annotated[
-        int | None,
-        typer.Option(min=1, help='Rows of every video.', show_default='as they are; 100 for bmn'),
-    ] = None,  # rows
-    how: Annotated[
-        str, typer.Option(help='Resizing: linear, or mean of all rows in between.')
-    ] = 'linear',  # as its help says
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            help='Put before names without it.', show_default='v_ with --annotations, else nothing'
-        ),
-    ] = None,  # of names
-    annotations: Annotated[
-        Path | None,
-        typer.Option(
-            help="ActivityNet's JSON: write a whole folder that the program starts from.",
-            show_default='features alone',
-        ),
-    ] = None,  # as its help says
+    out: NewFolder,  # as its help says
+    to: To = 'npy',  # as its help says
+    length: Length = None,  # rows
+    how: How = 'linear',  # as its help says
+    prefix: Prefix = None,  # of names
+    annotations: Whole = None,  # as its help says
 ) -> None:
     "Write features as another program reads them, with the seconds of each row."
     if annotations:
