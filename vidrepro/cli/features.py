@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Videos', 'Folder', 'RunPath', 'Backbone', 'Weights', 'Root', 'Hop', 'Rate', 'Frames', 'Size', 'Picture',
-           'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'GvfFile', 'NewFolder', 'To', 'Length', 'How', 'Prefix',
-           'Whole', 'from_run', 'from_weights', 'pick_encoder', 'pick_clip', 'pick_shard', 'print_report', 'show_plan',
-           'extract_command', 'verify', 'export', 'gvf']
+           'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'GvfFile', 'Into', 'DryRun', 'NewFolder', 'To',
+           'Length', 'How', 'Prefix', 'Whole', 'from_run', 'from_weights', 'pick_encoder', 'pick_clip', 'pick_shard',
+           'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
 
 # %% ../../nbs/cli/96_features.ipynb #880121b0
 import dataclasses
@@ -210,13 +210,15 @@ def show_plan(
         f'{len(files)} videos, {len(there)} of them there ({size:.4g} MB), {done} have features; {out}'
     )
 
+# %% ../../nbs/cli/96_features.ipynb #96c00011
+Into = Annotated[Path, typer.Argument(help='Folder to write to; made if it does not exist.')]
+DryRun = Annotated[bool, typer.Option('--dry-run', help='Print what would be done, and stop.')]
+
 # %% ../../nbs/cli/96_features.ipynb #851dfd87
 @app.command('extract')
 def extract_command(
     videos: Videos,  # as its help says
-    out: Annotated[
-        Path, typer.Argument(help='Folder to write to; made if it does not exist.')
-    ],  # as its help says
+    out: Into,  # as its help says
     run: RunPath = None,  # encoder of ours
     backbone: Backbone = None,  # or a backbone
     weights: Weights = '',  # and its weights
@@ -232,9 +234,7 @@ def extract_command(
     workers: Workers = None,  # videos
     device: Device = None,  # as its help says
     shard: Shard = None,  # part of the videos
-    dry_run: Annotated[
-        bool, typer.Option('--dry-run', help='Print what would be done, and stop.')
-    ] = False,  # as its help says
+    dry_run: DryRun = False,  # as its help says
 ) -> None:  # exit code 1 when a video failed
     "Write features of every clip of every video; interrupted runs go on where they were."
     network, title, words = pick_encoder(run, backbone, weights)

@@ -38,6 +38,8 @@ from vidrepro.cli.options import (
     use_threads,
     writable,
 )
+
+# %% ../../nbs/cli/94_train.ipynb #94c0001a
 from ..core.files import InputError, atomic
 from ..digits.dials import dials_of
 from ..evaluation.probes import Score
