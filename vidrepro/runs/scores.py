@@ -210,7 +210,7 @@ def group_numbers(
     places = {name: k for k, name in enumerate(names)}
     return torch.tensor([places.get(name, len(names) + k) for k, name in enumerate(known)])
 
-# %% ../../nbs/runs/45_scores.ipynb #9b9f8ec5
+
 def tenths(
     groups: Tensor,  # of each video
     most: int = 10,  # parts
