@@ -120,7 +120,7 @@ def _rows(
     known = load_run(card, root=root) if card in list_runs(root=root) else {}
     return known['curve'] if known.get('config') == config else []
 
-# %% ../../nbs/runs/54_budget.ipynb #5c3283a4
+
 def _answer(
     question: Callable[[], dict],  # what to ask
 ) -> dict:  # its answer, or `error`
