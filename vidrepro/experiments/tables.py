@@ -129,7 +129,7 @@ class Dial:
     common: dict[str, Any]  # settings of all rows
     log: bool = False  # levels are factors
 
-    def at(self, row: str, level: float) -> str:
+    def at(self, row: str, level: int | float) -> str:
         "Name of a row at a level, as on the cards."
         return f'{self.method}/{self.name}/{row}-{level:g}'
 
@@ -150,7 +150,7 @@ class Dial:
             for row in rows
         ]
 
-    def _run(self, row: str, level: float, seed: int) -> Run:
+    def _run(self, row: str, level: int | float, seed: int) -> Run:
         "One of them."
         trained, change = self.rows[row]
         how = (
