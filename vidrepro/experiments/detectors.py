@@ -40,6 +40,8 @@ from vidrepro.experiments.localization import (
     trained_encoder,
 )
 from .tables import suites
+
+# %% ../../nbs/experiments/106_detectors.ipynb #c44fc1aa
 from ..localize.bmn import DETECTIONS, PROPOSALS
 from vidrepro.localize.detect import (
     SMALL,

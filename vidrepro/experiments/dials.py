@@ -240,6 +240,10 @@ TRENDS += (
             'undecided': 'Whether good flow gains more where the camera moves is open.',
         },
     ),
+)
+
+# %% ../../nbs/experiments/105_dials.ipynb #fab5cb86
+TRENDS += (
     Trend(
         'mcl: camera, features',
         'The faster the camera, the less frame differences help to know the motion.',

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+# %% ../../nbs/experiments/100_gpu.ipynb #a422c946
 from ..captions import captioner
 from ..core.random import generator
 from ..core.results import list_runs, load_run, results_dir

@@ -351,6 +351,10 @@ STATEMENTS = [  # name, row ahead, other row, metric, source, text
      'TSP features name actions better than those of TAC.'),
     ('both-heads', 'tsp-bmn', 'region-only-bmn', 'unnamed mAP', 'paper',
      'The region head alone is not enough.'),
+]  # fmt: skip
+
+# %% ../../nbs/experiments/88_localization.ipynb #2af7f20b
+STATEMENTS += [
     ('actions-only', 'tac-actions-only-gtad', 'tac-gtad', 'mAP', 'ours',
      'Leaving background out, TAC looks at actions more often and names them better.'),
     ('actions-only-bmn', 'tac-actions-only-bmn', 'tac-bmn', 'mAP', 'ours',

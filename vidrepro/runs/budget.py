@@ -120,7 +120,7 @@ def _rows(
     known = load_run(card, root=root) if card in list_runs(root=root) else {}
     return known['curve'] if known.get('config') == config else []
 
-# %% ../../nbs/runs/54_budget.ipynb #5c3283a4
+
 def _answer(
     question: Callable[[], dict],  # what to ask
 ) -> dict:  # its answer, or `error`
@@ -307,7 +307,7 @@ def clip_work(
         backbone(cfg.backbone)(torch.empty(2, 3, cfg.frames, cfg.size, cfg.size))
     return count.get_total_flops() // 2
 
-
+# %% ../../nbs/runs/54_budget.ipynb #dadd1311
 def grey_batch(
     paper: Any,  # a `Paper`
     model: Any,  # its network
@@ -321,7 +321,7 @@ def grey_batch(
     batch = dict(clips=clips, drawn=drawn, index=torch.arange(n), labels=torch.arange(n))
     return batch | hook(paper, 'grey', lambda model, cfg: {})(model, cfg)
 
-
+# %% ../../nbs/runs/54_budget.ipynb #adb94461
 def work_of(
     run: Run,  # as it stands in a table, or in a preset
     videos: int = 2,  # to be tried

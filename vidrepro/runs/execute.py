@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+# %% ../../nbs/runs/46_execute.ipynb #b6e8d461
 from ..core.checkpoint import read_log
 from ..core.files import InputError, locked
 from ..core.results import load_run, save_run

@@ -287,7 +287,6 @@ def again(
 def rounding(
     saved: Saved,  # a run
     encoder: Encoder,  # the same in half precision
-    n: int = 64,  # test videos to look at
 ) -> float:  # relative, of the features' root mean square
     "What half precision does to features."
     source = videos_of(saved.run, 'test')
