@@ -103,6 +103,7 @@ def needed(sources, wanted):
     return sorted(keep)
 
 
+WHOLE = ('13_formats', '105_dials')  # their cells hand files to each other, which no name shows
 SETUP = r'^#\| *hide\b|^%'
 
 
@@ -199,7 +200,7 @@ def test_run_all(path, clone, kernel):
     sources = [''.join(c['source']) for c in stored]
     reads = from_cards(sources)
     wanted = [i for i, s in enumerate(sources) if reads[i] or MARK.search(s)]
-    whole = path.stem == '13_formats'  # its cells hand files to each other, which no name shows
+    whole = path.stem in WHOLE
     keep = list(range(len(sources))) if whole else needed(sources, wanted)
     folder = (clone / path.relative_to(ROOT)).parent
     fresh = dict(zip(keep, run([sources[i] for i in keep], folder, kernel)))

@@ -107,6 +107,21 @@ def can_tell(
     words = [decide('more', m, e.mean, *e.interval()) for e in found.values()]
     return 'reproduced' in words if words else None
 
+# %% ../../nbs/experiments/105_dials.ipynb #6c3e0f1a
+def _worded(
+    a: Answer,  # with a slope
+    q: float,  # share of false discoveries
+    known: dict[str, Dial],  # by method
+    cards: Evidence,  # to decide it
+) -> Answer:  # with its word
+    "Interval, family, control."
+    t, m = a.trend, margin_for(a.trend.metric)
+    word = decide('more', m, a.slope.mean, *a.slope.interval()) if q <= 0.05 else 'undecided'
+    usual = isinstance(t.rows[1], str)  # an effect on the features, which a control could gain, too
+    if usual and not can_tell(known[t.dial], t.metric, cards):
+        word = 'not learnt'
+    return replace(a, word=word, q=q)
+
 # %% ../../nbs/experiments/105_dials.ipynb #a27eb5e7
 def answers(
     trends: Iterable['Trend'],  # a family
@@ -124,21 +139,6 @@ def answers(
     for k, q in zip(run, qs):
         found[k] = _worded(found[k], float(q), known, cards)
     return found
-
-# %% ../../nbs/experiments/105_dials.ipynb #6c3e0f1a
-def _worded(
-    a: Answer,  # with a slope
-    q: float,  # share of false discoveries
-    known: dict[str, Dial],  # by method
-    cards: Evidence,  # to decide it
-) -> Answer:  # with its word
-    "Interval, family, control."
-    t, m = a.trend, margin_for(a.trend.metric)
-    word = decide('more', m, a.slope.mean, *a.slope.interval()) if q <= 0.05 else 'undecided'
-    usual = isinstance(t.rows[1], str)  # an effect on the features, which a control could gain, too
-    if usual and not can_tell(known[t.dial], t.metric, cards):
-        word = 'not learnt'
-    return replace(a, word=word, q=q)
 
 # %% ../../nbs/experiments/105_dials.ipynb #3a421694
 TRENDS = (
