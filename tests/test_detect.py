@@ -488,9 +488,11 @@ def breaks(home, what):
         predict = predict[:-2]
     if what == 'model':
         (home / 'model.safetensors').write_bytes(b'nothing')
-    if what == 'labels':
+    if what in ('labels', 'no class'):
         (home / 'scores.json').write_text(json.dumps({'class': ['spin', 'jump'], 'results': {}}))
         predict += ('--video-scores', home / 'scores.json')
+    if what == 'no class':
+        predict += ('--proposals',)
     if what == 'subset':
         predict += ('--subset', 'testing')
     if what == 'device':
@@ -518,7 +520,11 @@ WRONG = dict(
     subset='use one of training, validation',
     device='use cpu',
 )
-WRONG |= {'foreign label': 'jump', 'other encoder': 'none.mp4'}
+WRONG |= {
+    'no class': 'proposals have no class',
+    'foreign label': 'jump',
+    'other encoder': 'none.mp4',
+}
 
 
 def test_what_is_wrong_is_said_in_a_line(home, tiny):

@@ -232,12 +232,14 @@ def predict(
     detector = load_detector(model, str(pick_device(device)))
     videos = read_examples(features, annotations, subset, step, missing)
     same_source(detector, videos)
+    if proposals and video_scores:
+        raise InputError('--video-scores', video_scores, 'leave it out: proposals have no class')
+    names = [e.name for e in videos]
+    scores = video_scores and read_video_scores(video_scores, detector.classes, names)
     note_cells(videos, detector.config, detector.window)
     if proposals:
         table = prediction.propose(detector, videos)
     else:
-        names = [e.name for e in videos]
-        scores = video_scores and read_video_scores(video_scores, detector.classes, names)
         table = prediction.detect(detector, videos, top=top, video_scores=scores)
     outside = dict(used=video_scores is not None, details=str(video_scores or ''))
     write_detections(table, out, external=outside)
