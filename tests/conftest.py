@@ -13,6 +13,17 @@ install_import_hook(
 )
 
 
+DEAR = {'two', 'trained', 'everything', 'world', 'two_runs'}  # fixtures of a module
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "What takes long to make is made by one worker: tests that share it run there."
+    for item in items:
+        if DEAR & set(getattr(item, 'fixturenames', ())):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def few_threads():
     "Workers share the cores: one thread each."
