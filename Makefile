@@ -19,7 +19,8 @@ demo: .venv/.dev  ## pretrain, score and picture the smallest run on two CPU cor
 	$(BIN)/vidrepro demo
 
 test: .venv/.dev .venv/.docs  ## every notebook and every test, the book included; CPU only, changes nothing in the tree
-	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+	export TMPDIR="$$(mktemp -d)"; trap 'rm -rf "$$TMPDIR"' EXIT; \
+	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing; \
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 sync: .venv/.dev  ## notebooks -> package and README, from nothing, so that nothing stale survives
