@@ -359,3 +359,12 @@ def test_two_at_once(forks, places, words):
     assert inside(Path('new')) and not [p for p in inside(Path('new')) if '.part' in p]
     if code == 2 and '{out}' in LINES[words] and words != 'localize captions train':
         assert 'another process' in errors or 'exist' in errors, errors
+
+
+def test_a_picture_of_no_cards(tmp_path, monkeypatch):
+    "A table of what was not run, and one line that says why there is no picture."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'results').mkdir()
+    code, said, errors = called(['claims', 'tec', '--picture', 'x.png'])
+    assert code == 2 and 'not run' in said and 'run a suite first' in errors
+    assert errors.count('\n') == 1 and not (tmp_path / 'x.png').exists()

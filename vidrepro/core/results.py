@@ -228,7 +228,7 @@ def save_run(
     ],  # metric -> how it was scored: views, crop, averaging, decoder, split
     data: dict,  # what the source says about itself
     device: object,  # name of the machine's part that computed, or a torch.device
-    seconds: float,  # wall time
+    seconds: float,  # of work, `work_clock`
     hits: dict[str, tuple] | None = None,  # metric -> names of the videos, a number each, Eq. (2)
     root: str | Path | None = None,  # folder of cards, `results_dir()` if none
     **extra: Any,  # more fields of the card

@@ -8,7 +8,6 @@ __all__ = ['CAPTIONER', 'PROPOSER', 'READ', 'TABLE', 'STATEMENTS', 'claimed', 'm
 
 # %% ../../nbs/experiments/89_captioning.ipynb #dbc39268
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from vidrepro.experiments.localization import (
     standardised,
 )
 from .tables import suites
+from ..learning.distributed import work_clock
 from ..localize import detect
 from ..localize.detect import SMALL, train_detector
 from ..localize.examples import Example, truth_of
@@ -140,8 +140,8 @@ def caption_run(
     device: str | None = None,  # to encode on; captioner and detector learn on the processor
 ) -> dict:  # the card
     "Read an encoder's features, learn to describe, score, write the card."
-    begin, task, span = time.perf_counter(), row.task, clip_of(row.encoder).clip.span
-    rows = features_of(row.encoder, task, folder, device)
+    clock, task, span = work_clock(device or 'cpu'), row.task, clip_of(row.encoder).clip.span
+    begin, rows = clock(), features_of(row.encoder, task, folder, device)
     sources = {p: painted(task, p) for p in SEEDS}
     train, test = (examples_of(sources[p].segments(), rows[p], task.every, span) for p in SEEDS)
     written, references = ([captions_of(sources[p], a) for a in (0, 1)] for p in SEEDS)
@@ -152,7 +152,7 @@ def caption_run(
     about |= dict(features='standardised over training rows', span=span)
     about |= dict(split='other videos, digits and scenes')
     protocol = {k: dict(about, chance=floor[k]) for k in values}
-    data, seconds = {p: s.describe() for p, s in sources.items()}, time.perf_counter() - begin
+    data, seconds = {p: s.describe() for p, s in sources.items()}, clock() - begin
     where = dict(device=device or 'cpu', root=root, example=shown(captions, references[0], test))
     about = dict(seed=row.seed, protocol=protocol, data=data, seconds=seconds, **where)
     save_run(row.name, row.settings(), values, curve, **about)

@@ -90,7 +90,7 @@ def head(
 def step_cost(
     model: Detector,  # trained
     train: Sequence[Example],  # what it learnt from
-) -> tuple[float, float]:  # seconds of a step, megabytes that it keeps for the gradient
+) -> tuple[float, float]:  # core-seconds of a step, megabytes that it keeps for the gradient
     "Median of three steps, and the tensors that the forward pass leaves to the backward pass."
     points = model.kind == 'actionformer'
     videos = in_windows(train, model.window, points)
@@ -105,12 +105,12 @@ def step_cost(
 
     model.network.train()
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
             loss, _ = judge(model.network, batch)
         size = sum(kept.values()) / 1e6
         loss.backward()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
         kept.clear()
     model.network.zero_grad(set_to_none=True)
     model.network.eval()
@@ -295,12 +295,13 @@ def localize_run(
     device: str | None = None,  # to encode on; the detector learns on the processor
 ) -> dict:  # the card
     "Read an encoder's features, score, write the card."
-    begin = time.perf_counter()
+    clock = work_clock(device or 'cpu')
+    begin = clock()
     card = probe_card if row.reader == 'probe' else detection_card
     metrics, protocol, curve, extra = card(row, folder, device)
     data = extra.pop('data', {})
     about = dict(seed=row.seed, protocol=protocol, data=data, device=device or 'cpu')
-    about |= dict(seconds=time.perf_counter() - begin, root=root)
+    about |= dict(seconds=clock() - begin, root=root)
     save_run(row.name, row.settings(), metrics, curve, **about, **extra)
     return load_run(row.name, row.settings(), root)
 

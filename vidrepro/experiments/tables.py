@@ -239,4 +239,4 @@ def cost(
     "What one more run of a table takes."
     have = set(list_runs(root=root))
     cards = [load_run(r.name, root=root) for r in runs if r.name in have]
-    return float(np.median([c['seconds'] * c.get('threads', 1) for c in cards])) if cards else None
+    return float(np.median([c['seconds'] for c in cards])) if cards else None

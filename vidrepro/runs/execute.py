@@ -10,7 +10,6 @@ __all__ = ['painted_on', 'nearby', 'learner', 'context', 'leave_no_trace', 'held
 import dataclasses
 import os
 import shutil
-import time
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -27,7 +26,7 @@ from ..core.results import load_run, save_run
 from ..data.door import some, trained_on
 from ..digits.dials import dials_of
 from ..evaluation.probes import Score
-from ..learning.distributed import pick_device
+from ..learning.distributed import pick_device, work_clock
 from ..learning.recipe import adamw
 from vidrepro.learning.train import (
     Batches,
@@ -259,7 +258,8 @@ def execute(
     root: Path | None = None,  # folder of cards
 ) -> dict:  # the card
     "Train, score, write the card."
-    start, home = time.perf_counter(), Path(folder) / run.name
+    clock, home = work_clock(pick_device(device)), Path(folder) / run.name
+    start = clock()
     saved = train(run, home, device, quiet, beside=folder)
     scores, settings = evaluate(saved, device), saved.record['settings']
     metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
@@ -268,7 +268,7 @@ def execute(
     save_run(
         run.name, settings, metrics, read_log(home / 'log.csv'), seed=run.config.seed,
         protocol=protocol, data=saved.record['data'], device=pick_device(device).type,
-        seconds=time.perf_counter() - start, root=root,
+        seconds=clock() - start, root=root,
         hits=hits_of(scores, tested), threads=torch.get_num_threads(),
     )  # fmt: skip
     return load_run(run.name, settings, root)
