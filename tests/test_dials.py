@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -202,6 +203,9 @@ def test_suites_of_dials(dial):
     "Rows of a level differ in what the row says and in nothing else that is shared."
     runs = dial.runs((0, 1, 2))
     assert len(dial.levels) >= 4 and len({r.name for r in runs}) == len(runs)
+    ends = {f'{x:g}' for x in (dial.levels[0], dial.levels[-1])}
+    for name, of in pd.Series([r.config.seed for r in runs]).groupby([r.name[:-3] for r in runs]):
+        assert sorted(of) == [*range(5 if name.rpartition('-')[2] in ends else 3)]
     worlds = {}
     for r in runs:
         level = r.name.rpartition('-s')[0].rpartition('-')[2]

@@ -139,12 +139,14 @@ class Dial:
         return ((x - x[0]) / (x[-1] - x[0])).tolist()
 
     def runs(self, seeds: Iterable[int] = (0, 1, 2)) -> list[Run]:
-        "Ends with control, then between without, seed by seed."
+        "Ends with control, then between without, seed by seed; then two seeds more at the ends."
         ends, between = (self.levels[0], self.levels[-1]), self.levels[1:-1]
-        parts = (ends, [*self.rows]), (between, [*self.rows][:2])
+        seeds, rows = [*seeds], [*self.rows]
+        more = [max(seeds) + 1, max(seeds) + 2]
+        parts = (ends, rows, seeds), (between, rows[:2], seeds), (ends, rows, more)
         return [
             self._run(row, level, seed)
-            for levels, rows in parts
+            for levels, rows, seeds in parts
             for seed in seeds
             for level in levels
             for row in rows
