@@ -50,6 +50,7 @@ from vidrepro.runs.pool import missing
 from vidrepro.runs.run import Run
 
 SMALL = Task(train=3, test=2)
+FORMER = replace(READERS['actionformer'], width=16, levels=2, epochs=2, warmup=1)
 TOY = replace(READERS['bmn'], length=16, epochs=1, base=16, proposal=8, joint=16, last=8, bins=4)
 CONFIG = tsp.Config(videos=4, batch=4, steps=2, warmup=1, region=0.0)
 
@@ -320,8 +321,9 @@ class TestCards:
     def test_useless_features_are_at_chance(self):
         "Noise for features: the detector cannot beat the list of a neighbour by much, and names at random."
         train, test = of_noise(Task(train=24, test=16))
-        values, chance, *_ = judge_features('bmn', train, test, config=replace(TOY, epochs=2))
-        assert values['mAP'] < 0.1 and values['segments named'] < 0.4 and chance['mAP'] < 0.1
+        for kind, config in (('bmn', replace(TOY, epochs=2)), ('actionformer', FORMER)):
+            values, chance, *_ = judge_features(kind, train, test, config=config)
+            assert values['mAP'] < 0.1 and values['segments named'] < 0.4 and chance['mAP'] < 0.1
 
     def test_wrong_names(self, home):
         with pytest.raises(InputError, match='reader'):
@@ -344,7 +346,7 @@ class TestHeads:
             cfg = head('actionformer', task)
             assert abs(cfg.epochs * -(-task.train // cfg.batch) - STEPS) <= STEPS / 10
         with pytest.raises(InputError, match='reader'):
-            Row(table[0].encoder, 'actionformer')
+            Row(table[0].encoder, 'probe', task=LONG[2])
 
     def test_videos_of_minutes(self):
         for minutes in (2, 10):

@@ -42,6 +42,7 @@ from vidrepro.experiments.localization import (
 from .tables import suites
 
 # %% ../../nbs/experiments/106_detectors.ipynb #c44fc1aa
+from ..learning.distributed import work_clock
 from ..localize.bmn import DETECTIONS, PROPOSALS
 from vidrepro.localize.detect import (
     SMALL,
@@ -182,14 +183,14 @@ class Row:
     "One line of the table and one seed."
 
     encoder: Run  # whose features
-    reader: str  # `bmn`, `gtad`, `probe`; for long videos also `actionformer`
+    reader: str  # `bmn`, `gtad`, `actionformer`; except for long videos also `probe`
     seed: int = 0  # of the detector
     task: Task = Task()  # videos
     config: Settings | None = None  # of the detector; none: of `READERS`, or `head`
     root: str = ''  # folder of untrimmed videos, should they be real ones
 
     def __post_init__(self):
-        known = (*READERS, 'actionformer' if isinstance(self.task, Long) else 'probe')
+        known = (*READERS, *(() if isinstance(self.task, Long) else ('probe',)))
         if self.reader not in known:
             raise InputError('reader', repr(self.reader), f'use one of {known}')
 
@@ -324,13 +325,13 @@ UNSEEN = [  # the same for videos of other actions and backgrounds
     (('tsp/tiny/random',), ('bmn',)),
 ]
 REAL = [  # and for real ones
-    (('tsp/real/tsp', 'tsp/real/tac'), ('bmn', 'gtad')),
+    (('tsp/real/tsp', 'tsp/real/tac'), ('bmn', 'gtad', 'actionformer')),
     (('tsp/real/boundary', 'tsp/real/tac-actions-only'), ('bmn', 'gtad')),
     (('tsp/real/start', 'tsp/real/random'), ('bmn', 'gtad')),
     (('tec/real/full',), ('probe', 'bmn', 'gtad')),
 ]
 TENNIS = [
-    (('tsp/real/tennis-tsp', 'tsp/real/tennis-tac'), ('bmn', 'gtad')),
+    (('tsp/real/tennis-tsp', 'tsp/real/tennis-tac'), ('bmn', 'gtad', 'actionformer')),
     (('tsp/real/tennis-boundary', 'tsp/real/tennis-tac-actions-only'), ('bmn', 'gtad')),
     (('tsp/real/tennis-start', 'tsp/real/random-tennis'), ('bmn', 'gtad')),
 ]

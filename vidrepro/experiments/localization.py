@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEEDS', 'LENGTHS', 'THRESHOLDS', 'READERS', 'STATEMENTS', 'Task', 'Others', 'Filmed', 'Long', 'task_word', 'painted',
            'trained_encoder', 'clip_of', 'footage', 'features_of', 'examples_of', 'standardised', 'precision_of_length',
-           'measures', 'named_correctly', 'jackknife', 'judge_features', 'called', 'head_statements']
+           'measures', 'named_correctly', 'jackknife', 'judge_features', 'called', 'stronger', 'head_statements']
 
 # %% ../../nbs/experiments/88_localization.ipynb #834a6bce
 import json
@@ -25,7 +25,7 @@ from ..digits.moving_digits import MOTIONS, MovingDigits
 from ..digits.untrimmed import Script, Segments, UntrimmedDigits
 from .tables import MAIN
 from ..localize.bmn import DETECTIONS
-from ..localize.detect import SMALL, Config, Detector, train_detector
+from ..localize.detect import SMALL, Detector, Settings, train_detector
 from ..localize.examples import Example, truth_of
 from vidrepro.localize.metrics import (
     ACTIVITYNET,
@@ -36,7 +36,7 @@ from vidrepro.localize.metrics import (
     match,
     summary,
 )
-from ..localize.predict import class_scores, detect, propose
+from ..localize.predict import POINTS, class_scores, detect, propose
 from ..papers import tsp
 from ..runs import execute
 from ..runs.run import Run
@@ -268,6 +268,7 @@ def named_correctly(
 READERS = {  # who reads the features
     'bmn': replace(SMALL['bmn'], length=48, lr=3e-3, epochs=10, drop=7),
     'gtad': replace(SMALL['gtad'], length=48, lr=4e-3, epochs=10, drop=7),
+    'actionformer': replace(SMALL['actionformer'], batch=16, epochs=20, warmup=2),
 }
 
 # %% ../../nbs/experiments/88_localization.ipynb #7d479837
@@ -291,15 +292,15 @@ def judge_features(
     train: list[Example],  # videos to learn from
     test: list[Example],  # videos to be judged by
     seed: int = 0,  # of the detector
-    config: Config | None = None,  # none: of `READERS`
+    config: Settings | None = None,  # none: of `READERS`
 ) -> tuple[dict, dict, Detector, pd.DataFrame, dict]:  # measures, chance, model, found, hits
     "Train a detector on features and rate it on others."
     if kind not in READERS:
         raise InputError('detector', repr(kind), f'use one of {tuple(READERS)}')
     train, test = standardised(train, test)
     model, truth = train_detector(kind, train, config or READERS[kind], seed), truth_of(test)
-    found = detect(model, test)
-    lists = found, propose(model, test, DETECTIONS), propose(model, test)
+    found, finding = detect(model, test), POINTS if kind == 'actionformer' else DETECTIONS
+    lists = found, propose(model, test, finding), propose(model, test)
     neighbour = {e.name: test[i - 1].name for i, e in enumerate(test)}
     swapped = [t.assign(video=t['video'].map(neighbour)) for t in lists]
 
@@ -413,29 +414,50 @@ STATEMENTS += [
 ]
 
 # %% ../../nbs/experiments/88_localization.ipynb #3169122a
-def head_statements(
-    minutes: int,  # of a video
-) -> list[tuple]:  # as `STATEMENTS`
-    "What is said of heads in videos of one length."
-    row = lambda encoder, head: f'{minutes}min/{encoder}-{head}'
-    gain = lambda head: f'{row("tsp", head)} - {row("tac", head)}'
-    strong, where, of = 'actionformer', f'{minutes}min', f'in videos of {minutes} minutes'
-    found = [
+def stronger(
+    where: str,  # name of the videos
+    row: Callable[[str, str], str],  # encoder, head -> row of a table
+    of: str,  # the videos, in words
+) -> list[tuple]:  # name, more, less, source, text
+    "What is said of a stronger head."
+    gain, strong = lambda head: f'{row("tsp", head)} - {row("tac", head)}', 'actionformer'
+    return [
         (f'stronger-head-{where}', gain('bmn'), gain(strong), 'a reader',
          f'A stronger head than BMN shrinks the gain of TSP over TAC {of}.'),
         (f'stronger-head-gtad-{where}', gain('gtad'), gain(strong), 'a reader',
          f'So does a stronger head than G-TAD {of}.'),
         (f'head-{where}', row('tsp', strong), row('tsp', 'bmn'), 'ours',
-         f'With TSP features an ActionFormer is ahead of BMN in windows {of}.'),
-        (f'learns-{where}', row('tsp', strong), row('random', strong), 'sanity',
-         f'An ActionFormer does more with TSP features than with random ones {of}.'),
+         f'With TSP features an ActionFormer is ahead of BMN {of}.'),
+        (f'gain-{strong}-{where}', row('tsp', strong), row('tac', strong), 'ours',
+         f'TSP is ahead of TAC in the hands of {strong} {of}.'),
     ]  # fmt: skip
+
+
+def head_statements(
+    minutes: int,  # of a video
+) -> list[tuple]:  # as `STATEMENTS`
+    "What is said of heads in videos of one length."
+    row, where = lambda encoder, head: f'{minutes}min/{encoder}-{head}', f'{minutes}min'
+    of, strong = f'in videos of {minutes} minutes', 'actionformer'
+    found = stronger(where, row, of)
+    found.append(
+        (f'learns-{where}', row('tsp', strong), row('random', strong), 'sanity',
+         f'An ActionFormer does more with TSP features than with random ones {of}.')
+    )  # fmt: skip
     found += [
         (f'gain-{head}-{where}', row('tsp', head), row('tac', head), 'ours',
          f'TSP is ahead of TAC in the hands of {head} {of}.')
-        for head in ('bmn', 'gtad', strong)
+        for head in ('bmn', 'gtad')
     ]  # fmt: skip
     return [(name, a, b, 'unnamed mAP', source, text) for name, a, b, source, text in found]
 
 
 STATEMENTS += [s for minutes in (2, 10, 30) for s in head_statements(minutes)]
+STATEMENTS += [
+    (name, a, b, 'unnamed mAP', source, text)
+    for where, word, of in (
+        ('real', 'real/', 'in filmed videos'),
+        ('tennis', 'real/tennis-', 'in filmed tennis'),
+    )
+    for name, a, b, source, text in stronger(where, lambda e, head: f'{word}{e}-{head}', of)
+]
