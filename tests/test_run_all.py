@@ -31,7 +31,7 @@ def cells(path):
 def concerned(path):
     "A page with a cell that not every machine can run, or with numbers of the cards in `results/`."
     text = '\n'.join(''.join(c['source']) for c in cells(path))
-    shows = path.parent.name in ('nbs', 'papers', 'experiments')
+    shows = path.parent.name in ('nbs', 'motion', 'papers', 'experiments')
     return MARK.search(text) or shows and re.search(rf'\b({"|".join(CARDS)})\(', text)
 
 
