@@ -22,9 +22,11 @@ from vidrepro.features.exports import (
     check_export,
     export_for,
     room_for,
+    rows_of,
     windows,
 )
 from vidrepro.features.settings import Features, Settings, load, released_clip
+from vidrepro.localize.thumos14 import lengths
 
 ROWS = dict(v_a=40, b=250, v_c=3000, v_idle=9)
 FRAME = 1 / 30  # of the stored videos, seconds
@@ -328,3 +330,27 @@ def test_room():
     odd = replace(Settings(), clip=replace(Settings().clip, frames=15))
     told = axis_options('opentad', odd, 15.0, None)
     assert told['fps'] == 30.0 and told['offset_frames'] == 15 and told['feature_stride'] == 32
+
+
+def test_names_that_look_like_something_else(tmp_path):
+    "Videos called NA, null or 001 keep their names in the tables of an export and of durations."
+    names = ['001', 'NA', 'nan', 'null']
+    table = pd.DataFrame(dict(video=names, rate=[1.0, None, 2.0, 3.0]))
+    table.to_csv(tmp_path / 'videos.csv', index=False)
+    found = rows_of(tmp_path / 'videos.csv')
+    assert [*found['video']] == names and found['rate'].isna().tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    about = {'filename': [f'{n}.mp4' for n in names], 'video-duration': [1.5, 2, 3, 4]}
+    pd.DataFrame(about).to_csv(tmp_path / 'meta.csv', index=False)
+    assert lengths(tmp_path / 'meta.csv') == dict(zip(names, (1.5, 2.0, 3.0, 4.0)))
+    bare = {'video': names, 'video-duration': [1, 2, 3, 4]}
+    pd.DataFrame(bare).to_csv(tmp_path / 'meta.csv', index=False)
+    assert [*lengths(tmp_path / 'meta.csv')] == names
+    for odd in ('', 'long', '-1', '0'):
+        pd.DataFrame({'video': ['a'], 'video-duration': [odd]}).to_csv(tmp_path / 'odd.csv')
+        with pytest.raises(InputError, match='seconds above 0'):
+            lengths(tmp_path / 'odd.csv')

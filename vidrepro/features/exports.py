@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPENTAD', 'FRAGMENTS', 'START', 'README', 'PROGRAMS', 'windows', 'by_share', 'axis_options', 'centres', 'database',
            'usable', 'numbered', 'frames_of', 'grid_files', 'room_for', 'actionformer_yaml', 'opentad_py',
-           'grid_options', 'window_table', 'as_video_features', 'export_for', 'chosen_videos', 'finished', 'sizes_of',
-           'feature_of', 'write_lists', 'write_words', 'check_export', 'check_video']
+           'grid_options', 'rows_of', 'window_table', 'as_video_features', 'export_for', 'chosen_videos', 'finished',
+           'sizes_of', 'feature_of', 'write_lists', 'write_words', 'check_export', 'check_video']
 
 # %% ../../nbs/features/69_exports.ipynb #2799e4ff
 import json
@@ -276,6 +276,13 @@ Paths begin with `{home}`: replace it if you move the folder. Answers are second
 '''
 
 # %% ../../nbs/features/69_exports.ipynb #7e3055d2
+def rows_of(
+    file: Path,  # times.csv or videos.csv
+) -> pd.DataFrame:  # its lines; a video may be called NA, or 001
+    "A table of an export."
+    return pd.read_csv(file, dtype=dict(video=str), keep_default_na=False, na_values=[''])
+
+
 def window_table(
     videos: dict[str, dict],  # lines of videos.csv by plain name
     times: pd.DataFrame,  # times.csv
@@ -371,7 +378,7 @@ def finished(
     options, share = axis_options(to, settings, rate, length), by_share(to, length)
     videos, entries, left = chosen_videos(table, lines, to, share, options.get('ticks', 1))
     classes = numbered(entries)
-    times = pd.read_csv(temp / 'times.csv', dtype=dict(video=str))
+    times = rows_of(temp / 'times.csv')
     if to == 'video_features':
         as_video_features(temp / 'features', videos, times)
     if to in ('bmn', 'gtad'):
@@ -461,8 +468,8 @@ def check_export(
     entries = json.loads((folder / 'annotations.json').read_text())['database']
     classes = (folder / 'category_idx.txt').read_text(encoding='utf-8').splitlines()
     missing = set((folder / 'missing_files.txt').read_text().splitlines())
-    rows = pd.read_csv(folder / 'videos.csv', dtype=dict(video=str)).set_index('video')
-    times = dict(tuple(pd.read_csv(folder / 'times.csv', dtype=dict(video=str)).groupby('video')))
+    rows = rows_of(folder / 'videos.csv').set_index('video')
+    times = dict(tuple(rows_of(folder / 'times.csv').groupby('video')))
     named = {name: entry for name, entry in entries.items() if name not in missing}
     for name, entry in named.items():
         key = about['sizes']['prefix'] + name

@@ -24,13 +24,17 @@ def lengths(
     for file in map(Path, tables):
         if not file.is_file():
             raise InputError('table of durations', file, 'give a file that exists')
-        table = pd.read_csv(file)
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
         names = [c for c in ('filename', 'video-name', 'video') if c in table]
         if not names or 'video-duration' not in table:
             remedy = 'needs the columns filename (or video-name) and video-duration'
             raise InputError(f'table of durations {file}', f'columns {list(table)}', remedy)
-        stems = table[names[0]].astype(str).str.replace(r'\.\w+$', '', regex=True)
-        found |= dict(zip(stems, table['video-duration'].astype(float)))
+        stems = table[names[0]].str.replace(r'\.\w+$', '', regex=True)
+        seconds = pd.to_numeric(table['video-duration'], errors='coerce')
+        if not (seconds > 0).all():
+            bad = table['video-duration'][~(seconds > 0)].iloc[0]
+            raise InputError(f'table of durations {file}', repr(bad), 'give seconds above 0')
+        found |= dict(zip(stems, seconds))
     return found
 
 # %% ../../nbs/localize/74_thumos14.ipynb #4f23541b
