@@ -1,5 +1,7 @@
 "What was made cheaper gives what it gave before: cards stand on these numbers."
 
+import subprocess
+import sys
 import tarfile
 from types import SimpleNamespace
 
@@ -14,7 +16,12 @@ from vidrepro.digits.dials import DialedDigits
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.learning.views import augment
 from vidrepro.models.backbones import BACKBONES, backbone
+from vidrepro.runs.execute import train
+from vidrepro.runs.methods import pick_preset
+from vidrepro.runs.run import Run
 from vidrepro.runs.scores import clips_at_once, features
+
+SMALL = dict(steps=2, videos=24, length=64, batch=8, hidden=16, dim=8)
 
 
 def seeded(seed):
@@ -104,6 +111,56 @@ def test_clips_handed_out_are_not_the_store():
     want = first.clone()
     first.zero_()
     assert torch.equal(kept.clips(*ask), want)
+
+
+PAINTER = """
+import sys
+from unittest.mock import patch
+from vidrepro.digits import moving_digits as page
+brush, strokes = page._paint, []
+def paint(*some):
+    strokes.append(1)
+    if len(strokes) == int(sys.argv[2]):
+        print('half', flush=True)
+        sys.stdin.read()
+    return brush(*some)
+with patch.object(page, '_paint', paint):
+    kept = page.MovingDigits(64, size=16, length=32).shared(sys.argv[1])
+print(len(strokes), kept.memory[0].long().sum().item())
+"""
+
+
+def test_frames_that_processes_share(tmp_path):
+    "One of two paints while the other waits; what a killed one began is begun anew."
+    paint = lambda stop: subprocess.Popen(
+        [sys.executable, '-c', PAINTER, str(tmp_path), str(stop)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    killed = paint(3)
+    assert killed.stdout.readline() == 'half\n'
+    pair = [paint(0), paint(0)]  # they wait for their turn
+    assert not list(tmp_path.glob('[!.]*.frames'))
+    killed.kill()
+    found = sorted(p.communicate(timeout=120)[0].split() for p in pair)
+    killed.communicate()
+    source = MovingDigits(64, size=16, length=32)
+    every = torch.arange(32).expand(64, 1, 32)
+    whole = source.clips(torch.arange(64), every)
+    assert found == [[n, str(whole.long().sum().item())] for n in ('0', '4')]
+    assert torch.equal(source.shared(tmp_path).clips(torch.arange(64), every), whole)
+
+
+def test_a_run_on_shared_frames(tmp_path):
+    "Bit for bit the run that painted for itself."
+    run = Run('x', 'tec', pick_preset('tec', 'tiny', **SMALL))
+    own, shared = (
+        train(run, tmp_path / str(frames is None), 'cpu', quiet=True, frames=frames)
+        for frames in (None, tmp_path)
+    )
+    torch.testing.assert_close(dict(own.tensors), dict(shared.tensors), rtol=0, atol=0)
+    assert len(list(tmp_path.glob('*.frames'))) == 1
 
 
 def test_shards_as_tarfile_reads_them(tmp_path):

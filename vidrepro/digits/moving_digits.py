@@ -7,7 +7,9 @@ __all__ = ['MOTIONS', 'REVERSED', 'MIRRORED', 'SPRITE', 'SCENE', 'SLOT', 'CLUTTE
            'stroke', 'Recipe', 'Pose', 'Truth', 'Catalogue', 'MovingDigits', 'write_video', 'write_videos']
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #981ec678
+import fcntl
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -433,7 +435,7 @@ class Catalogue(Recipe):
 class MovingDigits(Catalogue):
     "A source of videos whose class is their motion and nothing else."
 
-    memory = None  # frames that `cached` keeps, and which of them are painted
+    memory = None  # frames that `cached` or `shared` keeps, and which of them are painted
 
     def pose(self, index: Int64[Tensor, 'b'], frames: Int64[Tensor, 'b n t']) -> Pose:
         "Where sprite and camera are."
@@ -491,6 +493,12 @@ class MovingDigits(Catalogue):
         object.__setattr__(kept, 'memory', (pixels, torch.zeros(frames, dtype=torch.bool)))
         return kept
 
+    def shared(self, folder: str | Path) -> 'MovingDigits':
+        "The same videos, every frame painted into a file that all processes read."
+        kept, pixels = replace(self), _in_file(self, folder)
+        object.__setattr__(kept, 'memory', (pixels, torch.ones(len(pixels), dtype=torch.bool)))
+        return kept
+
 # %% ../../nbs/digits/19_moving_digits.ipynb #93f5ba1b
 def _looked_up(
     source: MovingDigits,  # from `cached`
@@ -508,6 +516,25 @@ def _looked_up(
     found = pixels.flatten(1).index_select(0, place.flatten())
     found = found.view(*place.shape, *pixels.shape[1:])
     return rearrange(found, 'b n t c h w -> b n c t h w').contiguous()
+
+# %% ../../nbs/digits/19_moving_digits.ipynb #dc4a9be0
+def _in_file(
+    source: MovingDigits,  # what to paint
+    folder: str | Path,  # of the file
+) -> UInt8[Tensor, 'f 3 {source.size} {source.size}']:  # all frames, video by video
+    "Paint every frame into a file, unless another process has."
+    digest = hashlib.sha256(json.dumps(source.describe(), sort_keys=True).encode()).hexdigest()
+    path = Path(folder) / f'{digest[:16]}.frames'
+    with open(path.with_suffix('.lock'), 'w') as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not path.exists():
+            with atomic(path) as temp, open(temp, 'wb') as file:
+                for i in torch.arange(len(source)).split(16):
+                    frames = torch.arange(source.length).expand(len(i), 1, -1)
+                    clips = rearrange(source.clips(i, frames, 'cpu'), 'b 1 c t h w -> b t c h w')
+                    file.write(clips.contiguous().numpy())
+    shape = len(source) * source.length, 3, source.size, source.size
+    return torch.from_file(str(path), size=math.prod(shape), dtype=torch.uint8).view(shape)
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #e12207f8
 def write_video(

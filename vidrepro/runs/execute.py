@@ -70,11 +70,15 @@ def nearby(
     source: Any,  # videos
     device: str = 'cpu',  # that will look at them
     limit_gb: float = 4.0,  # frames that are kept in memory, 10^9 bytes
+    frames: str | Path | None = None,  # folder of painted frames that processes share
 ) -> Any:  # the same videos, quicker to get
     "Hold small sets in memory, stream large ones from disk, paint digits where they are needed."
     machine_gb = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9
     small = getattr(source, 'gigabytes', 0.0) <= min(limit_gb, machine_gb / 4)
-    source = source.cached() if small and hasattr(source, 'cached') else source
+    if small and frames and device == 'cpu' and hasattr(source, 'shared'):
+        source = source.shared(frames)
+    elif small and hasattr(source, 'cached'):
+        source = source.cached()
     return painted_on(source, device)
 
 # %% ../../nbs/runs/46_execute.ipynb #1d0185eb
@@ -156,12 +160,14 @@ def train(
     quiet: bool = False,  # no progress bar
     resume: bool = True,  # go on from the checkpoint of the folder
     beside: Path | None = None,  # folder of the runs that others start from; none: next to `home`
+    frames: str | Path | None = None,  # folder of painted frames that processes share
 ) -> Saved:  # the run, finished
     "Train a run to its last step; ctrl-C, SIGTERM and SIGHUP save first."
     home, beside = Path(home), Path(beside or Path(home).parent)
     weights = None
     if run.start:
-        begun = train(run.start, beside / run.start.name, device, quiet, beside=beside)
+        home_of = beside / run.start.name
+        begun = train(run.start, home_of, device, quiet, beside=beside, frames=frames)
         weights = begun.checkpoint
     try:
         with locked(home):
@@ -169,7 +175,7 @@ def train(
             run = told(run, source)
             if finished(run, home, source) and resume:
                 return open_run(home)
-            near = nearby(source, pick_device(device).type)
+            near = nearby(source, pick_device(device).type, frames=frames)
             learn, _ = learner(run, home, near, device, quiet, resume, weights)
             save_run_file(home, run, dict(about(run, source), held_out=held_out(run)))
             learn.fit(run.config.steps)
@@ -256,11 +262,12 @@ def execute(
     device: str | None = None,  # `cpu`, `cuda`; none: the best there is
     quiet: bool = False,  # no progress bar
     root: Path | None = None,  # folder of cards
+    frames: str | Path | None = None,  # folder of painted frames that processes share
 ) -> dict:  # the card
     "Train, score, write the card."
     clock, home = work_clock(pick_device(device)), Path(folder) / run.name
     start = clock()
-    saved = train(run, home, device, quiet, beside=folder)
+    saved = train(run, home, device, quiet, beside=folder, frames=frames)
     scores, settings = evaluate(saved, device), saved.record['settings']
     metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
     protocol = {s.name: dict(s.protocol, chance=s.chance, n=s.n) for s in scores}
