@@ -182,7 +182,7 @@ def painting(size, t, batch):
     return found | share
 
 
-whole_step = cache(step.step)  # three rows of one run
+whole_step = cache(step.step)  # the rows of one run
 
 
 def growth(folder):
@@ -225,7 +225,7 @@ def questions(folder):
     }
     ask |= {
         f'a step of tiny, {part}: as before': lambda part=part: whole_step()[part]
-        for part in ('painting', 'views', 'all')
+        for part in ('painting', 'views', 'network', 'all')
     }
     ask |= {
         f'detection, {n}: official loops': partial(metrics, n)

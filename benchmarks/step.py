@@ -3,7 +3,12 @@
 python benchmarks/step.py
 """
 
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from functools import partial
 from unittest.mock import patch
@@ -17,10 +22,11 @@ from vidrepro.learning.recipe import adamw
 from vidrepro.learning.train import Batches
 from vidrepro.learning.views import recolored
 from vidrepro.papers import tec
+from vidrepro.runs.pool import HUGE_PAGES
 from vidrepro.runs.videos import painted
 
 CFG = tec.PRESETS['tiny']
-SHARE = 4  # a run is replayed with so many times fewer videos and steps: each video is met as often
+ROWS = 10  # of a table, which share what is painted
 
 
 def einsum_resample(x, rows, columns):
@@ -69,11 +75,6 @@ def views_before(clips, draws):
     return rearrange(x, '(b n) c t h w -> b n c t h w', n=clips.shape[1])
 
 
-def batches(source):
-    "Of a run on these videos."
-    return Batches(source, partial(tec.sample, cfg=CFG), CFG.batch, CFG.seed)
-
-
 def timed(work):
     "CPU milliseconds of a call, and its result."
     begun = time.process_time()
@@ -81,62 +82,63 @@ def timed(work):
     return 1000 * (time.process_time() - begun), found
 
 
-def replay(every=25):
-    "Painting of all batches of a run; every so many of them also anew, in turns: means, milliseconds."
-    source = painted(CFG, 'pretrain').subset(torch.arange(CFG.videos // SHARE))
-    kept, fresh, ours, theirs = batches(source.cached()), batches(source), [], []
-    for k in range(CFG.steps // SHARE):
-        took, batch = timed(lambda: kept[k])
-        ours.append(took)
-        if k % every == 0:
-            took, same = timed(lambda: fresh[k])
-            theirs.append(took)
-            assert torch.equal(batch['clips'], same['clips'])
-    return statistics.mean(ours), statistics.mean(theirs)
-
-
-def parts(steps=12):
-    "Milliseconds of views now and before, in turns, and of the network and the optimizer."
-    some, model = batches(painted(CFG, 'pretrain')), tec.build(CFG)
-    model = model.to(memory_format=torch.channels_last_3d).train()
-    optimizer = adamw(model, CFG.lr, CFG.weight_decay)
-    took = dict(now=[], before=[], network=[], optimizer=[])
-
-    def learn(views):
-        tec.loss(model, views, CFG)[0].backward()
+def parts(folder, steps=14):
+    "Milliseconds of painting, views, network and optimizer; with a folder as now, without as before."
+    source = painted(CFG, 'pretrain')
+    once, shared = timed(lambda: source.shared(folder)) if folder else (0, source)
+    some = Batches(shared, partial(tec.sample, cfg=CFG), CFG.batch, CFG.seed)
+    model = tec.build(CFG).to(memory_format=torch.channels_last_3d).train()
+    optimizer, took = adamw(model, CFG.lr, CFG.weight_decay), []
 
     def update():
         optimizer.step()
         optimizer.zero_grad()
 
+    paint = statistics.median(timed(lambda: some[k])[0] for k in range(4 * steps))
     for k in range(steps):
-        batch, draws = some[k], lambda: generator(CFG.seed, 'views', k)
+        batch = some[k]
+        draws = lambda: generator(CFG.seed, 'views', k)
         now, views = timed(lambda: tec.views(batch, draws(), CFG))
         before, same = timed(lambda: views_before(batch['clips'], draws()))
         assert torch.equal(views.clips, same)
-        network, _ = timed(lambda: learn(views))
-        optimizer_, _ = timed(update)
-        for name, value in zip(took, (now, before, network, optimizer_)):
-            took[name].append(value)
-    return {name: statistics.median(values[2:]) for name, values in took.items()}
+        network, _ = timed(lambda: tec.loss(model, views, CFG)[0].backward())
+        last, _ = timed(update)
+        took.append((paint, now if folder else before, network, last))
+    names = 'painting', 'views', 'network', 'optimizer'
+    found = dict(zip(names, map(statistics.median, zip(*took[2:]))))
+    found['painting'] += once / (ROWS * CFG.steps)
+    return found
 
 
-def step():
-    "A whole step, now and before; which share of it is painting and views."
-    kept, fresh = replay()
-    found = parts()
-    rest = found['network'] + found['optimizer']
-    ours, theirs = kept + found['now'], fresh + found['before']
-    shares = dict(share=ours / (ours + rest), share_before=theirs / (theirs + rest))
-    row = lambda a, b: dict(ours=a / 1000, theirs=b / 1000, ratio=b / a, low=b / a, high=b / a)
-    return dict(
-        painting=row(kept, fresh),
-        views=row(found['now'], found['before']),
-        all=row(ours + rest, theirs + rest) | shares,
-    )
+def elsewhere(folder):
+    "`parts` in a process of its own: an allocator is asked before the program begins."
+    env = {k: v for k, v in os.environ.items() if k not in HUGE_PAGES}
+    env |= HUGE_PAGES if folder else {}
+    command = [sys.executable, __file__, folder]
+    return json.loads(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
+
+
+def step(rounds=3):
+    "A step and its parts, now and before, in turns; which share of it is painting and views."
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [(elsewhere(folder), elsewhere('')) for _ in range(rounds)]
+    for found in (f for pair in pairs for f in pair):
+        found['all'] = sum(found.values())
+        found['share'] = (found['painting'] + found['views']) / found['all']
+    rows, middle = {}, lambda of, key: statistics.median(pair[of][key] for pair in pairs)
+    for name in ('painting', 'views', 'network', 'optimizer', 'all'):
+        ratios = sorted(before[name] / now[name] for now, before in pairs)
+        ours, theirs = middle(0, name) / 1000, middle(1, name) / 1000
+        ratio = dict(ratio=statistics.median(ratios), low=ratios[0], high=ratios[-1])
+        rows[name] = dict(ours=ours, theirs=theirs) | ratio
+    rows['all'] |= dict(share=middle(0, 'share'), share_before=middle(1, 'share'))
+    return rows
 
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    for name, row in step().items():
-        print(name, {k: round(v, 4) for k, v in row.items()})
+    if len(sys.argv) > 1:
+        print(json.dumps(parts(sys.argv[1])))
+    else:
+        for name, row in step().items():
+            print(name, {k: round(v, 4) for k, v in row.items()})
