@@ -350,7 +350,7 @@ def test_names_that_look_like_something_else(tmp_path):
     bare = {'video': names, 'video-duration': [1, 2, 3, 4]}
     pd.DataFrame(bare).to_csv(tmp_path / 'meta.csv', index=False)
     assert [*lengths(tmp_path / 'meta.csv')] == names
-    for odd in ('', 'long', '-1', '0'):
+    for odd in ('', 'long', '-1', '0', 'inf', 'nan'):
         pd.DataFrame({'video': ['a'], 'video-duration': [odd]}).to_csv(tmp_path / 'odd.csv')
         with pytest.raises(InputError, match='seconds above 0'):
             lengths(tmp_path / 'odd.csv')

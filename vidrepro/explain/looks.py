@@ -144,10 +144,13 @@ def check_request(
     film: str,  # kind of film
 ) -> None:
     "Refuse settings before anything is read."
+    endings = '.png', '.jpg', '.jpeg', '.pdf', '.svg', '.gif', '.mp4'
+    a_file = Path(out).suffix.lower() in endings and not Path(out).is_dir()
     for what, value, good, remedy in (
         ('target', repr(target), target in ('similarity', 'class'), "use 'similarity' or 'class'"),
         ('film', repr(film), film in ('gif', 'mp4'), "use 'gif' or 'mp4'"),
         ('folder to write to', out, not Path(out).is_file(), 'it is a file: name a folder'),
+        ('folder to write to', out, not a_file, 'name a folder: a video has a picture and a film'),
     ):
         if not good:
             raise InputError(what, value, remedy)

@@ -31,8 +31,9 @@ def lengths(
             raise InputError(f'table of durations {file}', f'columns {list(table)}', remedy)
         stems = table[names[0]].str.replace(r'\.\w+$', '', regex=True)
         seconds = pd.to_numeric(table['video-duration'], errors='coerce')
-        if not (seconds > 0).all():
-            bad = table['video-duration'][~(seconds > 0)].iloc[0]
+        good = (seconds > 0) & (seconds < float('inf'))
+        if not good.all():
+            bad = table['video-duration'][~good].iloc[0]
             raise InputError(f'table of durations {file}', repr(bad), 'give seconds above 0')
         found |= dict(zip(stems, seconds))
     return found
