@@ -71,7 +71,11 @@ def typed(line):
     with tempfile.TemporaryFile('w+', encoding='utf-8') as said:
         to = dict(stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         with subprocess.Popen([VIDREPRO, *words, *shlex.split(more)], **to) as command:
+            late = time.monotonic() + 300
             while signs and command.poll() is None and not list(Path.cwd().glob(signs)):
+                if time.monotonic() > late:
+                    command.kill()
+                    raise AssertionError(f'no {signs} after {words}')
                 time.sleep(0.5)
             if signs:
                 command.send_signal(signal.SIGINT)

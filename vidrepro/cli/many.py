@@ -185,7 +185,9 @@ def run(
     root: Root = '',  # folder of the videos of a card or list
     device: Device = None,  # where to compute
     jobs: Annotated[int, typer.Option(min=1, help='Processes at a time.')] = 1,  # of this machine
-    seeds: Annotated[int, typer.Option(min=1, help='Seeds of every row.')] = 3,  # 0, 1, 2, ...
+    seeds: Annotated[
+        int, typer.Option(min=1, help='Seeds of every row; a dial has two more at both ends.')
+    ] = 3,  # 0, 1, 2, ...
     limit: Annotated[
         int, typer.Option(min=0, help='Runs at most, most valuable first; 0: all.')
     ] = 0,  # of this call

@@ -147,7 +147,7 @@ def _fill_up(
 ) -> None:
     "Start runs until all places are taken."
     while len(active) < how[3] and (run := _next(todo, active, making, how[0])):
-        bar = bars.add_task(run.name, total=run.config.steps, last='')
+        bar = bars.add_task(run.name, total=run.config.steps, last='begins')
         active[run.name] = start(run, *how), bar
 
 # %% ../../nbs/runs/47_pool.ipynb #57dbaa53
