@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import matplotlib.pyplot as plt
 import torch
 import typer
 from rich.table import Table
@@ -239,8 +240,10 @@ def demo(
     "Train TEC and an instance-contrast twin of equal budget on Moving Digits, and compare them."
     runs = demo_runs(**changes(set_))
     cfg = runs['TEC'].config
+    drawn = report.motions_figure(painted(cfg, 'test'))
     with atomic(folder / 'motions.png') as f:
-        report.motions_figure(painted(cfg, 'test')).savefig(f, format='png')
+        drawn.savefig(f, format='png')
+    plt.close(drawn)
     out.print(f'Two encoders, {cfg.steps} steps each; runs and report go to {folder}.')
     out.print(f'What they will be asked to tell apart: {folder / "motions.png"}')
     jobs = jobs or min(2, os.cpu_count() or 1)
