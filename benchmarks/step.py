@@ -86,7 +86,11 @@ def parts(folder, steps=14):
     "Milliseconds of painting, views, network and optimizer; with a folder as now, without as before."
     source = painted(CFG, 'pretrain')
     once, shared = timed(lambda: source.shared(folder)) if folder else (0, source)
-    some = Batches(shared, partial(tec.sample, cfg=CFG), CFG.batch, CFG.seed)
+    some, fresh = (
+        Batches(videos, partial(tec.sample, cfg=CFG), CFG.batch, CFG.seed)
+        for videos in (shared, source)
+    )
+    assert torch.equal(some[0]['clips'], fresh[0]['clips'])
     model = tec.build(CFG).to(memory_format=torch.channels_last_3d).train()
     optimizer, took = adamw(model, CFG.lr, CFG.weight_decay), []
 
