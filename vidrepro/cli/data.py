@@ -348,7 +348,9 @@ Trimmed = Annotated[
 ]
 Size = Annotated[
     tuple[int, int] | None,
-    typer.Option(help='Height and width written.', show_default='those of the first video'),
+    typer.Option(
+        help='Height and width written.', metavar='H W', show_default='those of the first video'
+    ),
 ]
 Background = Annotated[
     list[str] | None,

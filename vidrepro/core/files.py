@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -152,15 +153,19 @@ def remove_leftovers(
 def _hold(
     file: Path,  # lock file
     how: int,  # `fcntl.LOCK_EX` or `fcntl.LOCK_SH`
+    wait: bool,  # until it is free
 ) -> int:  # open file, whose closing lets go
-    "Take a lock or say who must wait."
+    "Take a lock, now or when it is free."
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, how | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
-        remedy = 'another process is writing there: wait, or name another folder'
-        raise InputError('folder', file.parent, remedy) from None
+        if not wait:
+            os.close(handle)
+            remedy = 'another process is writing there: wait, or name another folder'
+            raise InputError('folder', file.parent, remedy) from None
+        print(f'waiting for the process that writes {file.parent}', file=sys.stderr, flush=True)
+        fcntl.flock(handle, how)
     return handle
 
 # %% ../../nbs/core/01_files.ipynb #e87c8f9b
@@ -168,15 +173,16 @@ def _hold(
 def locked(
     folder: str | Path,  # to write to; made if it does not exist
     part: str = '',  # name of a part of it; empty: the whole folder
+    wait: bool = False,  # for other writers to end; otherwise they are an error
 ) -> Iterator[Path]:  # the folder
     "Hold a folder, or a part of it, against all other writers until the block ends."
     folder = Path(os.path.realpath(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         shared = fcntl.LOCK_SH if part else fcntl.LOCK_EX
-        held.callback(os.close, _hold(folder / '.lock', shared))
+        held.callback(os.close, _hold(folder / '.lock', shared, wait))
         if part:
-            held.callback(os.close, _hold(folder / f'.lock-{part}', fcntl.LOCK_EX))
+            held.callback(os.close, _hold(folder / f'.lock-{part}', fcntl.LOCK_EX, wait))
         yield folder
 
 # %% ../../nbs/core/01_files.ipynb #c7b35aae

@@ -7,7 +7,6 @@ __all__ = ['MOTIONS', 'REVERSED', 'MIRRORED', 'SPRITE', 'SCENE', 'SLOT', 'CLUTTE
            'stroke', 'Recipe', 'Pose', 'Truth', 'Catalogue', 'MovingDigits', 'write_video', 'write_videos']
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #981ec678
-import fcntl
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Bool, Complex64, Complex128, Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from ..core.files import InputError, atomic
+from ..core.files import InputError, atomic, locked
 from ..core.random import hash_uniform
 
 # %% ../../nbs/digits/19_moving_digits.ipynb #62f6ed59
@@ -525,8 +524,7 @@ def _in_file(
     "Paint every frame into a file, unless another process has."
     digest = hashlib.sha256(json.dumps(source.describe(), sort_keys=True).encode()).hexdigest()
     path = Path(folder) / f'{digest[:16]}.frames'
-    with open(path.with_suffix('.lock'), 'w') as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with locked(folder, digest[:16], wait=True):
         if not path.exists():
             with atomic(path) as temp, open(temp, 'wb') as file:
                 for i in torch.arange(len(source)).split(16):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import InputError
 from ..core.results import list_runs, load_run
 from ..runs.methods import pick_method, pick_preset
 from ..runs.run import Run
@@ -215,8 +216,11 @@ DIALS = (
 def demo_runs(
     **changes: Any,  # settings of both
 ) -> dict[str, Run]:  # title -> run
-    "TEC, and a twin that differs in nothing but the loss."
+    "TEC, and a twin that differs in nothing but the loss; other videos raise an `InputError`."
     cfg = pick_preset('tec', 'tiny', **dict(backbone='tiny_fast') | changes)
+    if cfg.data != 'moving-digits':
+        remedy = 'the demonstration paints its own; train runs on yours, then `vidrepro compare`'
+        raise InputError('data', cfg.data, remedy)
     twin = dataclasses.replace(cfg, **pick_method('tec').TWIN)
     return {
         'TEC': Run('tec/tiny/demo-full-s0', 'tec', cfg),

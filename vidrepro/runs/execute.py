@@ -161,16 +161,17 @@ def train(
     resume: bool = True,  # go on from the checkpoint of the folder
     beside: Path | None = None,  # folder of the runs that others start from; none: next to `home`
     frames: str | Path | None = None,  # folder of painted frames that processes share
+    wait: bool = False,  # for another process that trains it; otherwise that is an error
 ) -> Saved:  # the run, finished
     "Train a run to its last step; ctrl-C, SIGTERM and SIGHUP save first."
     home, beside = Path(home), Path(beside or Path(home).parent)
     weights = None
     if run.start:
-        home_of = beside / run.start.name
-        begun = train(run.start, home_of, device, quiet, beside=beside, frames=frames)
+        common = dict(beside=beside, frames=frames, wait=True)
+        begun = train(run.start, beside / run.start.name, device, quiet, **common)
         weights = begun.checkpoint
     try:
-        with locked(home):
+        with locked(home, wait=wait):
             source = videos_of(run, 'pretrain')
             run = told(run, source)
             if finished(run, home, source) and resume:

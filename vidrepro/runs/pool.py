@@ -165,8 +165,9 @@ def _frames(
     if len(runs) < 3 or shutil.disk_usage(folder).free < spare:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix='.frames-', dir=folder) as place, locked(place):
-        yield Path(place)
+    with tempfile.TemporaryDirectory(prefix='.frames-', dir=folder) as place:
+        with locked(place, 'suite'):  # what paints there locks its own part
+            yield Path(place)
 
 # %% ../../nbs/runs/47_pool.ipynb #cd49fcc0
 def run_suite(
