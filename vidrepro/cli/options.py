@@ -46,8 +46,8 @@ Preset = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="'moving-digits', a data card's name, a folder with a folder for each class, a list "
-        'file of `path label` lines, or a folder of shards.'
+        help="'moving-digits', a data card's name (or 'a and b'), a folder with a folder for each "
+        'class, a list file of `path label` lines, or a folder of shards.'
     ),
 ]
 Root = Annotated[
