@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.pages import COLORS
-from .claims import Claim, Verdict, by_seed, judge, read_cards
+from .claims import Claim, Estimate, Evidence, by_seed, contrast, read_cards
 from .tables import FOOTAGE, MAIN, PEOPLE
 
 # %% ../../nbs/experiments/118_footage.ipynb #2d93bbea
@@ -106,12 +106,14 @@ def against(
     metric: str = OUT,  # on the cards
     name: str = 'frame difference',  # one of `FLOORS`
     root: Path | None = None,  # folder of cards
-) -> Verdict:  # the row less what learnt nothing
+) -> Estimate | None:  # the row less what learnt nothing; none: fewer than three seeds
     "How far a row is above a floor."
     own = f'{metric}, {name}'
     if by_seed(row, own, root) or not (known := floor(data, name, metric, root)):
-        return judge(Claim('', '', '', row, row, metric, other_metric=own), root)
-    return judge(Claim('', '', '', row, float(np.mean([*known.values()])), metric), root)
+        claim = Claim('', '', '', row, row, metric, other_metric=own)
+    else:
+        claim = Claim('', '', '', row, float(np.mean([*known.values()])), metric)
+    return contrast(claim, Evidence(root))[0]
 
 # %% ../../nbs/experiments/118_footage.ipynb #0966a058
 def _one_set(
@@ -127,9 +129,9 @@ def _one_set(
     if not learnt or line is None:
         return f'**{data}**: not run.'
     best = max(learnt, key=lambda t: mean[t])
-    v = against(learnt[best], data, metric, root=root)
-    above = v.low is not None and v.low > 0
-    part = '' if v.mean is None else f' ({v.mean:+.3f} [{v.low:+.3f}, {v.high:+.3f}])'
+    e = against(learnt[best], data, metric, root=root)
+    low, high = e.interval(1 - 0.05 / len(learnt)) if e else (np.nan, np.nan)
+    above, part = low > 0, f' ({e.mean:+.3f} [{low:+.3f}, {high:+.3f}])' if e else ''
     words = [
         f'**{data}**: of {len(learnt)} rows that learnt without labels, `{best}` is best, '
         f'{mean[best]:.3f}; a difference of frames has {line:.3f}. '

@@ -170,8 +170,8 @@ def train(
         common = dict(beside=beside, frames=frames, wait=True)
         begun = train(run.start, beside / run.start.name, device, quiet, **common)
         weights = begun.checkpoint
-    try:
-        with locked(home, wait=wait):
+    with locked(home, wait=wait):
+        try:
             source = videos_of(run, 'pretrain')
             run = told(run, source)
             if finished(run, home, source) and resume:
@@ -181,9 +181,9 @@ def train(
             save_run_file(home, run, dict(about(run, source), held_out=held_out(run)))
             learn.fit(run.config.steps)
             learn.accelerator.wait_for_everyone()
-    except InputError:
-        leave_no_trace(home)
-        raise
+        except InputError:
+            leave_no_trace(home)
+            raise
     return open_run(home)
 
 # %% ../../nbs/runs/46_execute.ipynb #0457836b
