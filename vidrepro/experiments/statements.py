@@ -153,8 +153,6 @@ digits-help | real/digits-full > real/full | R@1 one group out | ours
     Moving Digits are a better start for real footage than random weights.
 footage-adds | real/digits-full > real/digits-only-full | R@1 one group out | ours
     Training on the footage adds to what Moving Digits taught.
-real-ceiling | supervised/real/supervised > supervised/real/supervised | R@1 > R@1, frame difference | ours
-    With labels the same network beats frame differences.
 real-frame-difference-svm | real/full > real/full | scaled SVM groups out > scaled SVM groups out, frame difference | sanity
     A classifier on its features beats one on frame differences.
 real-svm | real/full > real/instance | SVM one group out | paper | control: supervised/real/supervised > real/instance on R@1
