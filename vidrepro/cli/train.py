@@ -106,7 +106,12 @@ Own = Annotated[
     Path | None, typer.Option(help='Folder of this run; default: runs/METHOD-PRESET-SEED.')
 ]
 Seed = Annotated[int | None, typer.Option(help='Of weights and batches.')]
-Weights = Annotated[str, typer.Option(help="To start from: a run, a file, or torchvision's name.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="To start from: a run, a file, a network of the package (tec/tiny/full-s0), or torchvision's name."
+    ),
+]
 Motion = Annotated[
     str, typer.Option(help='Store of `vidrepro data motion`: MCL takes its flow from it.')
 ]
@@ -172,7 +177,7 @@ def introduce(
             out.print(f'note: {line}')
     cfg, known = run.config, sorted(source.classes)
     if (path := weights_file(cfg.weights)).is_file():
-        out.print(f'weights of {path}: {load_weights(path, cfg.backbone)[2]}')
+        out.print(f'weights of {cfg.weights}: {load_weights(path, cfg.backbone)[2]}')
     words = f'{len(known)} classes' if known else 'no classes'
     held = ', painted ones to test on'
     if dials_of(cfg.data) is None:

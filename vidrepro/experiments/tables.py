@@ -18,7 +18,6 @@ from ..core.files import InputError
 from ..core.results import list_runs, load_run
 from ..runs.methods import pick_method, pick_preset
 from ..runs.run import Run
-from ..runs.weights import SHIPPED
 
 # %% ../../nbs/experiments/85_tables.ipynb #06f2e83b
 def grid(
@@ -228,7 +227,7 @@ def _begun(
     **more: Any,  # settings that all rows share
 ) -> dict[str, Any]:  # for `Dial.common`
     "All rows of a dial begin with the same encoder."
-    return _SMALL | dict(weights=str(SHIPPED / name)) | more
+    return _SMALL | dict(weights=name) | more
 
 
 DIALS = (

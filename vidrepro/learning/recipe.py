@@ -39,7 +39,9 @@ class Recipe:
     picture: str = 'square'  # how a frame becomes that square, one of `clips.contract.PICTURES`
     resize: tuple = ()  # height and width of the whole frame, for pictures that need them
     backbone: str = 'tiny'  # one of `models.backbones.BACKBONES`
-    weights: str = ''  # to start from: torchvision's name, a file or a run; empty: random
+    weights: str = (
+        ''  # to start from: a file, a run, a shipped or torchvision's name; empty: random
+    )
     batch: int = 32  # videos of a batch, over all processes
     steps: int = 2400  # optimizer steps
     accumulate: int = 1  # batches of an optimizer step

@@ -260,7 +260,8 @@ def backbone(
         raise InputError('backbone', repr(name), f"use one of {', '.join(BACKBONES)}")
     if weights and name in _OURS:
         remedy = (
-            f'torchvision has none for {name!r}: leave it empty, or read a file with load_weights'
+            f'torchvision has none for {name!r}: leave it empty, or name a file, a run, or a network '
+            'of the package, e.g. tec/tiny/full-s0'
         )
         raise InputError('weights', repr(weights), remedy)
     model = _OURS[name]() if name in _OURS else _theirs(name, weights)
