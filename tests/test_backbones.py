@@ -231,7 +231,7 @@ def test_memory_layout(name):
     [
         (lambda: backbone('resnet_50'), 'resnet_50_2d'),
         (lambda: backbone('tiny_2d', 'IMAGENET1K_V1'), 'leave it empty'),
-        (lambda: backbone('r2plus1d_34', 'KINETICS400_V1'), 'load_weights'),
+        (lambda: backbone('r2plus1d_34', 'KINETICS400_V1'), 'of the package'),
         (lambda: backbone('resnet_18_2d', 'KINETICS400_V1'), 'IMAGENET1K_V1'),
         (lambda: r2plus1d(widths='torchvision'), "'conv' or 'block'"),
     ],

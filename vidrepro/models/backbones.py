@@ -261,7 +261,7 @@ def backbone(
     if weights and name in _OURS:
         remedy = (
             f'torchvision has none for {name!r}: leave it empty, or name a file, a run, or a network '
-            'of the package, e.g. tec/tiny/full-s0'
+            'of the package'
         )
         raise InputError('weights', repr(weights), remedy)
     model = _OURS[name]() if name in _OURS else _theirs(name, weights)
