@@ -1,5 +1,6 @@
 "Features of an encoder, through a detector, to a card: what must hold whatever the encoder knows."
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from vidrepro.core.files import InputError
-from vidrepro.core.results import list_runs, load_run, save_run
+from vidrepro.core.results import load_run, save_run
 from vidrepro.digits.moving_digits import MovingDigits
 from vidrepro.digits.untrimmed import Script, compose
 from vidrepro.experiments import localization
@@ -23,7 +24,6 @@ from vidrepro.experiments.detectors import (
     judge_long,
     localize_run,
     rows,
-    run_rows,
 )
 from vidrepro.experiments.localization import (
     LENGTHS,
@@ -46,7 +46,7 @@ from vidrepro.experiments.localization import (
 from vidrepro.localize.metrics import COLUMNS, match, summary
 from vidrepro.papers import tec, tsp
 from vidrepro.runs.execute import learner
-from vidrepro.runs.pool import missing
+from vidrepro.runs.pool import missing, run_suite
 from vidrepro.runs.run import Run
 
 SMALL = Task(train=3, test=2)
@@ -224,22 +224,20 @@ class TestCards:
             all(0 <= p['chance'] <= 1 for p in card['protocol'].values())
             and card['example']['truth']
         )
-        assert run_rows([row, Row(run, 'gtad', 0, SMALL, replace(TOY))], folder, tmp_path) == [
-            'localization/tiny/brief-gtad-s0'
-        ]
-        assert missing([row], tmp_path) == [] and len(list_runs('localization/', tmp_path)) == 2
+        assert missing([row], tmp_path) == []
 
-    def test_without_training(self, home, tmp_path):
+    def test_rows_in_processes(self, home, tmp_path):
+        "Two readers of one encoder and a row that cannot be, two processes at a time."
         folder, run = home
-        assert (
-            run_rows(
-                [Row(replace(run, name='tsp/tiny/new-s0'), 'bmn', 0, SMALL, TOY)],
-                folder,
-                tmp_path,
-                train=False,
-            )
-            == []
-        )
+        own = tmp_path / 'runs'
+        shutil.copytree(folder / run.name, own / run.name)
+        two = [Row(run, reader, 0, SMALL, replace(TOY)) for reader in ('bmn', 'gtad')]
+        lost = Run('tsp/tiny/lost-s0', 'tsp', replace(CONFIG, data='nowhere'))
+        spoilt = Row(lost, 'bmn', 0, SMALL, TOY)
+        failed = run_suite([spoilt, *two], own, 'cpu', 2, tmp_path / 'cards')
+        assert failed == [spoilt.name] and missing(two, tmp_path / 'cards') == []
+        assert "got 'nowhere'" in (own / spoilt.name / 'output.txt').read_text()
+        assert len(list((own / 'features').rglob('*.safetensors'))) == 1
 
     def test_names(self):
         name = lambda run, method: Row(Run(run, method, CONFIG), 'gtad', 2).name

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAPTIONER', 'PROPOSER', 'READ', 'TABLE', 'STATEMENTS', 'claimed', 'measures', 'judge_captions', 'CaptionRow', 'shown',
-           'caption_run', 'rows', 'run_rows']
+           'caption_run', 'rows']
 
 # %% ../../nbs/experiments/89_captioning.ipynb #dbc39268
 import json
@@ -37,7 +37,6 @@ from ..localize.detect import SMALL, train_detector
 from ..localize.examples import Example, truth_of
 from ..localize.metrics import ACTIVITYNET, average_recall
 from ..localize.predict import propose
-from ..runs.pool import missing
 from ..runs.run import Run
 
 # %% ../../nbs/experiments/89_captioning.ipynb #4486f1a1
@@ -113,6 +112,12 @@ class CaptionRow:
         preset, label = called(self.encoder)
         return f'captioning/{preset}/{label}-s{self.seed}'
 
+    def execute(
+        self, folder: Path, root: Path | None = None, device: str | None = None
+    ) -> dict:  # the card
+        "What a process of `run_suite` does: `caption_run`."
+        return caption_run(self, folder, root, device)
+
     def settings(self) -> dict:  # what the card must hold to be this row's
         "Settings as JSON would keep them."
         about = dict(method='captioning', encoder=self.encoder.settings(), seed=self.seed)
@@ -174,16 +179,6 @@ def rows(
     known = {r.name: r for r in suites(seeds=max(seeds) + 1)['tsp-ablation']}
     each = ((name, seed) for names in TABLE for seed in seeds for name in names)
     return [CaptionRow(known[f'tsp/tiny/{name}-s{seed}'], seed) for name, seed in each]
-
-# %% ../../nbs/experiments/89_captioning.ipynb #7ded9623
-def run_rows(
-    table: list[CaptionRow],  # e.g. `rows()`
-    folder: Path,  # runs and features are kept here
-    root: Path | None = None,  # folder of cards
-    device: str | None = None,  # to encode on
-) -> list[str]:  # names of the cards written
-    "Write the cards that are missing; an encoder that is missing is trained first."
-    return [r.name for r in missing(table, root) if caption_run(r, folder, root, device)]
 
 # %% ../../nbs/experiments/89_captioning.ipynb #137f87ef
 STATEMENTS = [  # name, row ahead, other row, metric, source, text

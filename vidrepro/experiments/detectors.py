@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'WINDOW', 'LONG', 'TABLE', 'UNSEEN', 'REAL', 'TENNIS', 'HEADS', 'TABLES', 'head', 'step_cost',
            'long_measures', 'long_lists', 'judge_long', 'Row', 'shown', 'detection_card', 'probe_card', 'localize_run',
-           'rows', 'run_rows']
+           'rows']
 
 # %% ../../nbs/experiments/106_detectors.ipynb #95785b11
 import json
@@ -61,7 +61,6 @@ from ..localize.predict import POINTS, detect, grown, propose
 from ..papers import tsp
 from ..papers.tsp_scores import score_backbone
 from ..runs import execute
-from ..runs.pool import missing
 from ..runs.run import Run, fingerprint
 
 # %% ../../nbs/experiments/106_detectors.ipynb #9980b222
@@ -207,6 +206,12 @@ class Row:
         "The settings of the detector."
         usual = head(self.reader, self.task) if isinstance(self.task, Long) else None
         return self.config or usual or READERS[self.reader]
+
+    def execute(
+        self, folder: Path, root: Path | None = None, device: str | None = None
+    ) -> dict:  # the card
+        "What a process of `run_suite` does: `localize_run`."
+        return localize_run(self, folder, root, device)
 
     def settings(self) -> dict:  # what the card must hold to be this row's
         "Settings as JSON would keep them."
@@ -366,20 +371,3 @@ def rows(
         for reader in readers
         for name in names
     ]
-
-# %% ../../nbs/experiments/106_detectors.ipynb #1ce3236f
-def run_rows(
-    table: list[Row],  # e.g. `rows()`
-    folder: Path,  # runs and features are kept here
-    root: Path | None = None,  # folder of cards
-    device: str | None = None,  # to encode on
-    train: bool = True,  # execute runs whose checkpoint is missing; else leave their rows out
-) -> list[str]:  # names of the cards written
-    "Write the cards that are missing, one after the other."
-    done = []
-    for row in missing(table, root):
-        ready = (Path(folder) / row.encoder.name / 'checkpoint.safetensors').is_file()
-        if train or ready or not row.encoder.config.steps:
-            localize_run(row, folder, root, device)
-            done.append(row.name)
-    return done

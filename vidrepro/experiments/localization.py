@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from torch import nn
 
 from ..core.checkpoint import read_checkpoint, write_checkpoint
-from ..core.files import InputError
+from ..core.files import InputError, locked
 from ..digits.moving_digits import MOTIONS, MovingDigits
 from ..digits.untrimmed import Script, Segments, UntrimmedDigits
 from .tables import MAIN
@@ -122,7 +122,7 @@ def trained_encoder(
 ) -> nn.Module:  # clips to features, in evaluation mode
     "The encoder of a run, which is trained first if it was not finished."
     home = Path(folder) / run.name
-    return execute.train(run, home, device, quiet=True, beside=folder).encoder()
+    return execute.train(run, home, device, quiet=True, beside=folder, wait=True).encoder()
 
 # %% ../../nbs/experiments/88_localization.ipynb #28703d48
 def clip_of(
@@ -161,20 +161,17 @@ def features_of(
     place = f'features{task_word(task)}'
     cfg, file = clip_of(run), Path(folder) / place / f'{run.name}.safetensors'
     about = dict(encoder=run.settings(), task=json.loads(json.dumps(asdict(task))))
-    if file.is_file():
-        tensors, found = read_checkpoint(file)
-        if found == about:
-            return {
-                p: [tensors[f'{p}.{k}'].numpy() for k in range(getattr(task, p))] for p in SEEDS
-            }
-    net, tensors = trained_encoder(run, folder, device).to(device or 'cpu'), {}
-    for p in SEEDS:
-        source = footage(task, p, cfg, root).videos
-        for k, length in enumerate(source.lengths.tolist()):
-            starts = torch.arange(0, length - cfg.clip.span + 1, task.every)
-            tensors[f'{p}.{k}'] = tsp.features_at(net, source, k, starts, cfg)
-    write_checkpoint(file, tensors, about)
-    return features_of(run, task, folder)
+    with locked(file.parent, file.stem, wait=True):  # another row may want the same
+        if not file.is_file() or read_checkpoint(file)[1] != about:
+            net, tensors = trained_encoder(run, folder, device).to(device or 'cpu'), {}
+            for p in SEEDS:
+                source = footage(task, p, cfg, root).videos
+                for k, length in enumerate(source.lengths.tolist()):
+                    starts = torch.arange(0, length - cfg.clip.span + 1, task.every)
+                    tensors[f'{p}.{k}'] = tsp.features_at(net, source, k, starts, cfg)
+            write_checkpoint(file, tensors, about)
+    tensors = read_checkpoint(file)[0]
+    return {p: [tensors[f'{p}.{k}'].numpy() for k in range(getattr(task, p))] for p in SEEDS}
 
 # %% ../../nbs/experiments/88_localization.ipynb #41d26e40
 def examples_of(

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ HUGE_PAGES = {  # of the C library's allocator: 2 MB at a time, kept until the e
 
 # %% ../../nbs/runs/47_pool.ipynb #4f62c8d5
 def start(
-    run: Run,  # what to run
+    run: Any,  # a `Run`, or a row that has `execute(folder, root, device)`
     folder: Path,  # runs are kept here
     device: str | None,  # `cpu`, `cuda`; none: the best there is
     root: Path | None,  # folder of cards
@@ -79,8 +80,13 @@ def start(
     "One run in a process of its own."
     home = Path(folder) / run.name
     home.mkdir(parents=True, exist_ok=True)
-    order = dict(run=spelled(run), folder=str(folder), device=device, root=root and str(root))
+    order = dict(folder=str(folder), device=device, root=root and str(root))
     order['frames'] = frames and str(frames)
+    if isinstance(run, Run):
+        order['run'] = spelled(run)
+    else:
+        with atomic(home / 'row.pickle') as f:
+            f.write_bytes(pickle.dumps(run))
     with atomic(home / 'order.json') as f:
         f.write_text(json.dumps(order))
     env = dict(HUGE_PAGES, **os.environ)
@@ -97,8 +103,12 @@ def obey(
     order = json.loads(Path(path).read_text())
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
     root = order['root'] and Path(order['root'])
-    shared = dict(root=root, frames=order['frames'])
-    execute(read_run(order['run']), order['folder'], order['device'], quiet=True, **shared)
+    if 'run' in order:
+        shared = dict(root=root, frames=order['frames'])
+        execute(read_run(order['run']), order['folder'], order['device'], quiet=True, **shared)
+    else:
+        row = pickle.loads(Path(path).with_name('row.pickle').read_bytes())
+        row.execute(Path(order['folder']), root, order['device'])
 
 # %% ../../nbs/runs/47_pool.ipynb #aa1bd86f
 def look_after(
@@ -122,14 +132,14 @@ def look_after(
 
 # %% ../../nbs/runs/47_pool.ipynb #b999e655
 def _next(
-    todo: list[Run],  # in order; the one taken is removed
+    todo: list[Any],  # in order; the one taken is removed
     active: dict[str, tuple],  # by name, what is running
     making: dict[str, str],  # start -> run that makes it
     folder: Path,  # runs are kept here
-) -> Run | None:  # none: wait
-    "The first run whose start is there, or is made by nobody."
+) -> Any | None:  # none: wait
+    "The first run whose start, or whose encoder, is there or is made by nobody."
     for k, run in enumerate(todo):
-        start = getattr(run, 'start', None)
+        start = getattr(run, 'start', getattr(run, 'encoder', None))
         if start and not (Path(folder) / start.name / 'checkpoint.safetensors').is_file():
             if making.get(start.name) in active:
                 continue
@@ -139,7 +149,7 @@ def _next(
 
 # %% ../../nbs/runs/47_pool.ipynb #5be5e272
 def _fill_up(
-    todo: list[Run],  # in order; those started are removed
+    todo: list[Any],  # in order; those started are removed
     active: dict[str, tuple],  # gets those started
     making: dict[str, str],  # start -> run that makes it
     bars: Bars,  # gets a bar each
@@ -147,14 +157,15 @@ def _fill_up(
 ) -> None:
     "Start runs until all places are taken."
     while len(active) < how[3] and (run := _next(todo, active, making, how[0])):
-        bar = bars.add_task(run.name, total=run.config.steps, last='begins')
+        steps = getattr(run.config, 'steps', None)
+        bar = bars.add_task(run.name, total=steps, last='begins')
         active[run.name] = start(run, *how), bar
 
 # %% ../../nbs/runs/47_pool.ipynb #57dbaa53
 @contextmanager
 def _frames(
     folder: str | Path,  # runs are kept here
-    runs: list[Run],  # to be run
+    runs: list[Any],  # to be run
     spare: float = 20e9,  # bytes that must be free on the disk
 ) -> Iterator[Path | None]:  # a folder until the block ends; none: do not share
     "Where the processes of a suite share painted frames."
@@ -171,7 +182,7 @@ def _frames(
 
 # %% ../../nbs/runs/47_pool.ipynb #cd49fcc0
 def run_suite(
-    runs: list[Run],  # what to run, in this order
+    runs: list[Any],  # what to run, in this order: as `start`
     folder: Path,  # runs are kept here
     device: str | None = None,  # `cpu`, `cuda`; none: the best there is
     jobs: int = 1,  # processes at a time
