@@ -147,6 +147,8 @@ real-frame-difference | real/full > real/full | R@1 one group out > R@1 one grou
     On real footage it beats the nearest neighbor of frame differences, which learn nothing.
 digits-frame-difference | real/digits-full > real/digits-full | R@1 one group out > R@1 one group out, frame difference | ours
     Begun with Moving Digits it beats the nearest neighbor of frame differences on real footage.
+digits-frame-difference-svm | real/digits-full > real/digits-full | scaled SVM groups out > scaled SVM groups out, frame difference | ours
+    So does a classifier on its features.
 digits-time-equivariance | real/digits-full > real/digits-instance | R@1 one group out | paper
     Begun with Moving Digits it beats its twin, begun likewise, on real footage.
 digits-help | real/digits-full > real/full | R@1 one group out | ours
