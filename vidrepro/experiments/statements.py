@@ -149,7 +149,7 @@ digits-frame-difference | real/digits-full > real/digits-full | R@1 one group ou
     Begun with Moving Digits it beats the nearest neighbor of frame differences on real footage.
 digits-frame-difference-svm | real/digits-full > real/digits-full | scaled SVM groups out > scaled SVM groups out, frame difference | ours
     So does a classifier on its features.
-digits-time-equivariance | real/digits-full > real/digits-instance | R@1 one group out | paper
+digits-time-equivariance | real/digits-full > real/digits-instance | R@1 one group out | ours | control: supervised/real/supervised > real/digits-instance on R@1
     Begun with Moving Digits it beats its twin, begun likewise, on real footage.
 digits-help | real/digits-full > real/full | R@1 one group out | ours
     Moving Digits are a better start for real footage than random weights.
@@ -166,15 +166,15 @@ real-svm | real/full > real/instance | SVM one group out | paper | control: supe
 CLAIMS['tec'] += _claims(
     'tec',
     '''
-tennis-time-equivariance | real/tennis-full > real/tennis-instance | R@1 one group out | paper | control: supervised/real/tennis-supervised > real/tennis-instance on R@1
+tennis-time-equivariance | real/tennis-full > real/tennis-instance | R@1 one group out | ours | control: supervised/real/tennis-supervised > real/tennis-instance on R@1
     On tennis, too, where the camera moves.
 tennis-frame-difference | real/tennis-full > real/tennis-full | R@1 one group out > R@1 one group out, frame difference | ours
     On tennis it beats the nearest neighbor of frame differences.
 tennis-ceiling | supervised/real/tennis-supervised > supervised/real/tennis-supervised | R@1 > R@1, frame difference | ours
     With labels the same network beats frame differences on tennis.
-both-time-equivariance | real/both-full-weizmann > real/both-instance-weizmann | R@1 one group out | paper
+both-time-equivariance | real/both-full-weizmann > real/both-instance-weizmann | R@1 one group out | ours | control: supervised/real/supervised > real/both-instance-weizmann on R@1
     So it does for people, after training on the footage of both sets.
-both-tennis | real/both-full-tennis7 > real/both-instance-tennis7 | R@1 one group out | paper
+both-tennis | real/both-full-tennis7 > real/both-instance-tennis7 | R@1 one group out | ours | control: supervised/real/tennis-supervised > real/both-instance-tennis7 on R@1
     And for tennis.
 both-frame-difference | real/both-full-tennis7 > real/both-full-tennis7 | R@1 one group out > R@1 one group out, frame difference | ours
     Trained on both sets it beats frame differences on tennis.
