@@ -6,10 +6,11 @@
 __all__ = ['app', 'Root', 'Out', 'Name', 'Workers', 'Annotations', 'Fold', 'Endings', 'KNOWN', 'CORES', 'Bad', 'Format', 'Split',
            'Shards', 'PICTURE', 'Trimmed', 'Size', 'Background', 'endings_of', 'list_command', 'card', 'print_lines',
            'print_check', 'check', 'summary', 'scan', 'standardize', 'open_source', 'pack', 'unpack', 'preview',
-           'pairs_in', 'motion', 'trimmed', 'shared_videos', 'compose']
+           'pairs_in', 'motion', 'trimmed', 'divided', 'shared_videos', 'compose']
 
 # %% ../../nbs/cli/95_data.ipynb #96fcbdc7
 import os
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated
@@ -33,10 +34,12 @@ from ..digits.moving_digits import MovingDigits
 from ..digits.untrimmed import PARTS, Script
 from ..digits.untrimmed import compose as compose_videos
 from ..learning.distributed import pick_device
+from ..learning.recipe import Recipe
 from ..motion import motion_store as measuring
 from ..motion.flow import FLOWS
 from ..runs.methods import pick_preset
 from ..runs.videos import opened
+from ..runs.videos import videos as videos_of_part
 
 # %% ../../nbs/cli/95_data.ipynb #3e5d4e14
 app = group('data', 'Check, scan, convert, pack and preview videos.')
@@ -367,6 +370,21 @@ def trimmed(
     strict = dict(bad=bad, check_decode=bad != 'raise')
     return {subset: from_folder(folder, names, **strict) for subset, folder in folders.items()}
 
+# %% ../../nbs/cli/95_data.ipynb #9049c475
+def divided(
+    data: str,  # card, folder or list
+    root: str,  # folder of the videos of a card or list
+    bad: str,  # policy
+) -> dict[str, VideoDataset]:  # 'train' and 'valid'
+    "The two sides of a set of short videos."
+    cfg = Recipe(data=data, root=root, bad=bad, frames=1)
+    sources = {'train': videos_of_part(cfg, 'pretrain'), 'valid': videos_of_part(cfg, 'test')}
+    if not all(isinstance(s, VideoDataset) and s.classes for s in sources.values()):
+        remedy = 'name labeled videos; Moving Digits are strung together where none are named'
+        raise InputError('--data', data, remedy)
+    strict = lambda s: replace(s.files, check_decode=bad != 'raise')
+    return {k: replace(s, clip=None, files=strict(s)) for k, s in sources.items()}
+
 # %% ../../nbs/cli/95_data.ipynb #1c95a002
 def shared_videos(
     sources: dict[str, VideoDataset | MovingDigits],  # of each subset
@@ -387,6 +405,8 @@ def compose(
     train: Trimmed = None,  # trimmed videos
     valid: Trimmed = None,  # trimmed videos
     test: Trimmed = None,  # trimmed videos
+    data: options.Data = '',  # in place of the three: trimmed videos with a split
+    root: options.Root = '',  # folder of the videos of a card or list
     videos: Annotated[int, typer.Option(min=1, help='Videos in each subset.')] = 20,  # how many
     fps: Annotated[float, typer.Option(help='Frames a second written.')] = 15,  # of the videos
     size: Size = None,  # pixels
@@ -395,7 +415,10 @@ def compose(
     seed: Annotated[int, typer.Option(help='Names the whole set.')] = 0,  # of the set
 ) -> None:
     "String trimmed videos together to untrimmed ones, annotated; Moving Digits if none are given."
-    sources = trimmed({k: v for k, v in zip(PARTS, (train, valid, test)) if v}, bad)
+    folders = {k: v for k, v in zip(PARTS, (train, valid, test)) if v}
+    if data and folders:
+        raise InputError('--data', f'{data}, and --{min(folders)}', 'give one or the other')
+    sources = divided(data, root, bad) if data else trimmed(folders, bad)
     if not sources:
         splits = dict(train='train', valid='test')
         sources = {k: MovingDigits(200, seed=seed, split=split) for k, split in splits.items()}

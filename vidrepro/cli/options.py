@@ -51,7 +51,11 @@ Data = Annotated[
     ),
 ]
 Root = Annotated[
-    str, typer.Option(help='Folder of the videos, where --data is a data card or a list file.')
+    str,
+    typer.Option(
+        help='Folder of the videos, where --data is a data card or a list file; of a card also the '
+        'folder above, in which theirs has its name.'
+    ),
 ]
 GroupBy = Annotated[
     str,

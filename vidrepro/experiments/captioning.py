@@ -165,20 +165,22 @@ def caption_run(
 
 # %% ../../nbs/experiments/89_captioning.ipynb #7e8d02cf
 TABLE = (
-    ('tsp', 'tac'),
-    ('no-gvf',),
-    ('tac-actions-only', 'boundary'),
-    ('random',),
-)  # encoders of TSP's table, best first
+    ('tsp/tiny/tsp', 'tsp/tiny/tac'),
+    ('tsp/tiny/no-gvf',),
+    ('tsp/tiny/tac-actions-only', 'tsp/tiny/boundary'),
+    ('tsp/tiny/random',),
+    ('tec/tiny/full',),
+)  # encoders, best first
 
 
 def rows(
     seeds: Sequence[int] = (0, 1, 2),  # of every row
 ) -> list[CaptionRow]:  # in the order in which to run them
     "The whole table."
-    known = {r.name: r for r in suites(seeds=max(seeds) + 1)['tsp-ablation']}
+    tables = suites(seeds=max(seeds) + 1)
+    known = {r.name: r for table in ('tsp-ablation', 'tec-ablation') for r in tables[table]}
     each = ((name, seed) for names in TABLE for seed in seeds for name in names)
-    return [CaptionRow(known[f'tsp/tiny/{name}-s{seed}'], seed) for name, seed in each]
+    return [CaptionRow(known[f'{name}-s{seed}'], seed) for name, seed in each]
 
 # %% ../../nbs/experiments/89_captioning.ipynb #137f87ef
 STATEMENTS = [  # name, row ahead, other row, metric, source, text

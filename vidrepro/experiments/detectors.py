@@ -286,7 +286,8 @@ def probe_card(
 ) -> tuple[dict, dict, list, dict]:  # metrics, protocol, no curve; hits
     "What features know of untrimmed videos, by TSP's own measures."
     net, cfg = trained_encoder(row.encoder, folder, device), clip_of(row.encoder)
-    cfg = replace(cfg, root=row.root)
+    if isinstance(row.task, Filmed):
+        cfg = replace(cfg, data=row.task.data, root=row.root)
     scores = score_backbone(net.to(device or 'cpu'), cfg, partial(tsp.videos, cfg))
     metrics = {s.name: dict(value=s.value, low=s.low, high=s.high) for s in scores}
     protocol = {s.name: dict(s.protocol, chance=s.chance, n=s.n) for s in scores}
@@ -339,6 +340,7 @@ TENNIS = [
     (('tsp/real/tennis-tsp', 'tsp/real/tennis-tac'), ('bmn', 'gtad', 'actionformer')),
     (('tsp/real/tennis-boundary', 'tsp/real/tennis-tac-actions-only'), ('bmn', 'gtad')),
     (('tsp/real/tennis-start', 'tsp/real/random-tennis'), ('bmn', 'gtad')),
+    (('tec/real/tennis-full',), ('probe', 'bmn', 'gtad')),
 ]
 HEADS = [  # and for videos of minutes, with three heads
     (('tsp/tiny/tsp', 'tsp/tiny/tac'), ('bmn', 'actionformer', 'gtad')),

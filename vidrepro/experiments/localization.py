@@ -144,7 +144,7 @@ def footage(
     "The videos of a task with what happens in them."
     if not isinstance(task, Filmed):
         return painted(task, part, cfg.size).segments()
-    source = tsp.videos(replace(cfg, root=root), part).cached()
+    source = tsp.videos(replace(cfg, data=task.data, root=root), part).cached()
     if (there := len(source.videos.lengths)) != (wanted := getattr(task, part)):
         raise InputError(f'videos of {root}, {part}', there, f'needs {wanted}: compose them anew')
     return source

@@ -100,7 +100,7 @@ FOOTAGE = ('weizmann', 'tennis7')
 
 def footage_twins(
     method: str,  # a key of `MAIN`
-    root: str,  # folder of the videos of tennis; of both sets
+    root: str,  # folder in which every set has one of its name
     seeds: Iterable[int],  # of every row
 ) -> dict[str, list[Run]]:  # by name
     "Method and twin on tennis; trained on both sets and judged on each."
@@ -111,8 +111,7 @@ def footage_twins(
     )
 
     def judged(run: Run, data: str) -> Run:
-        place = str(Path(root) / data) if root else ''
-        cfg = dataclasses.replace(run.config, data=data, root=place, steps=0)
+        cfg = dataclasses.replace(run.config, data=data, steps=0)
         name, _, seed = run.name.rpartition('-s')
         return Run(f'{name}-{data}-s{seed}', method, cfg, start=run)
 

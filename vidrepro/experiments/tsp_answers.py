@@ -60,14 +60,16 @@ READ = {'bmn': 'BMN', 'gtad': 'G-TAD'}
 
 
 def table_one(
-    rows: dict[str, str],  # title -> name of a row of TSP's cards, or `tec`
+    rows: dict[str, str],  # title -> name of a row of TSP's cards, or of one with TEC
     preset: str = 'tiny',  # or `real`
     captions: bool = True,  # whether anything was said of these videos
 ) -> pd.DataFrame:  # measures by rows
     "What features know, what detectors make of them, and what is said of them."
     columns = {}
     for title, row in rows.items():
-        direct = f'localization/{preset}/tec-probe' if row == 'tec' else f'tsp/{preset}/{row}'
+        direct = (
+            f'localization/{preset}/{row}-probe' if row.startswith('tec') else f'tsp/{preset}/{row}'
+        )
         cells = {'seeds': str(len(by_seed(direct, DIRECT[0])))}
         cells |= {m: number(direct, m) for m in DIRECT}
         for reader, name in READ.items():

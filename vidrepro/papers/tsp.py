@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..clips import transforms
 from ..clips.contract import released, view
 from ..clips.sampling import frame_index, random_clips
-from ..core.files import InputError
+from ..core.files import InputError, within
 from ..core.random import generator
 from ..core.settings import require_choices
 from ..digits.moving_digits import MOTIONS, MovingDigits
@@ -147,9 +147,9 @@ def trimmed_videos(
 def folder_of(
     cfg: Config,  # settings: `data`, `root`
 ) -> Path:  # of tables and videos
-    "The folder that `data` is, or else that `root` names."
+    "The folder that `data` is, or else the one of that name in `root`, or else `root`."
     if Path(cfg.data).is_dir() or cfg.root:
-        return Path(cfg.data if Path(cfg.data).is_dir() else cfg.root)
+        return Path(cfg.data if Path(cfg.data).is_dir() else within(cfg.root, cfg.data))
     remedy = 'give the folder that `vidrepro tsp prepare` or `data compose` wrote'
     raise InputError('setting data', repr(cfg.data), remedy)
 

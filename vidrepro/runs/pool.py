@@ -131,20 +131,29 @@ def look_after(
     return failed
 
 # %% ../../nbs/runs/47_pool.ipynb #b999e655
+def _begun_with(
+    run: Any,  # a `Run`, or a row with an `encoder`
+) -> Iterator[Run]:  # encoder, its start, the start of that
+    "Every run that must be trained before."
+    before = getattr(run, 'encoder', None) or getattr(run, 'start', None)
+    while before:
+        yield before
+        before = before.start
+
+
 def _next(
     todo: list[Any],  # in order; the one taken is removed
     active: dict[str, tuple],  # by name, what is running
-    making: dict[str, str],  # start -> run that makes it
+    making: dict[str, str],  # start or encoder -> run that makes it
     folder: Path,  # runs are kept here
 ) -> Any | None:  # none: wait
-    "The first run whose start, or whose encoder, is there or is made by nobody."
+    "The first run that waits for nobody: what it begins with is there, or is made by no other."
+    absent = lambda r: not (Path(folder) / r.name / 'checkpoint.safetensors').is_file()
     for k, run in enumerate(todo):
-        start = getattr(run, 'start', getattr(run, 'encoder', None))
-        if start and not (Path(folder) / start.name / 'checkpoint.safetensors').is_file():
-            if making.get(start.name) in active:
-                continue
-            making[start.name] = run.name
-        return todo.pop(k)
+        wanted = [r.name for r in _begun_with(run) if absent(r)]
+        if not any(making.get(name, name) in active for name in wanted):
+            making |= dict.fromkeys(wanted, run.name)
+            return todo.pop(k)
     return None
 
 # %% ../../nbs/runs/47_pool.ipynb #5be5e272
@@ -195,7 +204,8 @@ def run_suite(
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
     columns += TimeRemainingColumn(), TextColumn('{task.fields[last]}')
     bars = Bars(*columns, refresh_per_second=2)
-    with deferred_stop() as asked, _frames(folder, todo) as frames, bars:
+    painters = [r for r in todo if isinstance(r, Run)]  # a reader of features paints nothing
+    with deferred_stop() as asked, _frames(folder, painters) as frames, bars:
         whole = bars.add_task('all runs', total=len(runs), completed=len(runs) - len(todo), last='')
         try:
             while (todo or active) and not (asked.is_set() or over()):

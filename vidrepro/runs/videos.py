@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..core.files import InputError
+from ..core.files import InputError, within
 from ..data.datasets import VideoDataset, VideoFiles, from_folder, from_found, from_list
 from ..data.door import find
 from ..digits.dials import DialedDigits, dials_of
@@ -78,7 +78,7 @@ def leave_out(
 # %% ../../nbs/runs/44_videos.ipynb #df587ea1
 def _named(
     data: str,  # name of a card, ` without GROUP` after it
-    root: str,  # folder of its videos
+    root: str,  # folder of its videos, or of a folder with its name
     bad: str,  # policy
 ) -> VideoDataset:  # all its videos
     "A data set that has a card."
@@ -91,6 +91,7 @@ def _named(
         raise InputError('setting data', repr(data), remedy)
     if not root:
         raise InputError('setting root', "''", f'name the folder that holds {data}')
+    root = within(root, name)
     # small sets keep their lists beside the videos
     lists = None if (Path(root) / 'annotations').is_dir() else root
     source = load_dataset(name, root, annotations=lists, bad=bad)
