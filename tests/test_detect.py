@@ -389,7 +389,7 @@ def trains(home, *more):
         home / 'features',
         home / 'truth.json',
         home / 'model.safetensors',
-        '--kind',
+        '--model',
         'gtad',
         '--preset',
         'small',
@@ -549,7 +549,7 @@ def test_what_is_wrong_is_said_in_a_line(home, tiny):
 @pytest.mark.parametrize(
     'more, words',
     [
-        (('--kind', 'bsn'), 'use one of bmn'),
+        (('--model', 'bsn'), 'use one of bmn'),
         (('--set', 'speed=3'), 'none of that name; did you mean'),
         (('--set', 'lr=fast'), 'type float'),
         (('--subset', 'none'), 'use one of'),

@@ -23,8 +23,8 @@ from vidrepro.captions.metrics import (
 from vidrepro.cli.localize import (
     FeatureFolder,
     Missing,
+    NewFile,
     NewJson,
-    NewModel,
     Numbers,
     Seed,
     Step,
@@ -51,7 +51,7 @@ Sentences = Annotated[Path, typer.Argument(help='Captions, JSON of ActivityNet C
 def train_captions(
     features: FeatureFolder,  # as its help says
     captions: Sentences,  # of true segments
-    model: NewModel,  # as its help says
+    file: NewFile,  # as its help says
     missing: Missing = 'error',  # policy
     step: Step = None,  # seconds
     seed: Seed = 0,  # as its help says
@@ -60,18 +60,18 @@ def train_captions(
 ) -> None:
     "Train a captioner on features and captions of true segments."
     config, place = override(captioning.Config(), changes(set_)), str(pick_device(device))
-    if model.suffix != '.safetensors' or model.exists():
-        raise InputError('MODEL', model, 'name a new file, NAME.safetensors')
+    if file.suffix != '.safetensors' or file.exists():
+        raise InputError('FILE', file, 'name a new file, NAME.safetensors')
     table = plain_names(read_captions(captions))
     videos = read_named(features, list(table['video'].unique()), step, missing)
     table = table[table['video'].isin(videos)]
-    writable(model)
+    writable(file)
     trained = captioning.train_captioner(list(videos.values()), table, config, seed, place)
-    captioning.save_captioner(trained, model)
+    captioning.save_captioner(trained, file)
     first, last = trained.rows[0]['loss'], trained.rows[-1]['loss']
     typer.echo(f'loss {first:g} in the first epoch, {last:g} in the last of {config.epochs}')
     counts = f'{len(videos)} videos, {len(table)} captions, {len(trained.vocabulary)} words'
-    typer.echo(f'{counts}; {model}')
+    typer.echo(f'{counts}; {file}')
 
 # %% ../../nbs/cli/117_captions.ipynb #117a0014
 Words = Annotated[Path, typer.Argument(help='Captioner, made by captions train (safetensors).')]
@@ -83,7 +83,7 @@ Said = Annotated[int, typer.Option(min=1, help='Segments of a video, those of hi
 # %% ../../nbs/cli/117_captions.ipynb #71a15955
 @captions_app.command('predict')
 def predict_captions(
-    model: Words,  # as its help says
+    file: Words,  # as its help says
     features: FeatureFolder,  # as its help says
     segments: Places,  # as its help says
     out: NewJson,  # as its help says
@@ -93,7 +93,7 @@ def predict_captions(
     device: Device = None,  # as its help says
 ) -> None:
     "Write a sentence for each segment."
-    captioner = captioning.load_captioner(model, str(pick_device(device)))
+    captioner = captioning.load_captioner(file, str(pick_device(device)))
     table = plain_names(read_detections(segments)).sort_values(
         'score', ascending=False, kind='stable'
     )
