@@ -26,6 +26,7 @@ from vidrepro.experiments.localization import (
     called,
     clip_of,
     examples_of,
+    features_file,
     features_of,
     painted,
     standardised,
@@ -111,6 +112,11 @@ class CaptionRow:
         "Of the card."
         preset, label = called(self.encoder)
         return f'captioning/{preset}/{label}-s{self.seed}'
+
+    @property
+    def features(self) -> str:
+        "The file that other rows read, too."
+        return features_file(self.encoder, self.task)
 
     def execute(
         self, folder: Path, root: Path | None = None, device: str | None = None

@@ -31,6 +31,7 @@ from vidrepro.experiments.localization import (
     called,
     clip_of,
     examples_of,
+    features_file,
     features_of,
     footage,
     jackknife,
@@ -200,6 +201,11 @@ class Row:
         long = isinstance(self.task, Long)
         place, task = (f'{self.task.minutes}min', '') if long else (preset, task_word(self.task))
         return f'localization/{place}/{label}{task}-{self.reader}-s{self.seed}'
+
+    @property
+    def features(self) -> str:  # empty: it reads videos
+        "The file that other rows read, too."
+        return '' if self.reader == 'probe' else features_file(self.encoder, self.task)
 
     @property
     def chosen(self) -> Settings:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'LENGTHS', 'THRESHOLDS', 'READERS', 'STATEMENTS', 'Task', 'Others', 'Filmed', 'Long', 'task_word', 'painted',
-           'trained_encoder', 'clip_of', 'footage', 'features_of', 'examples_of', 'standardised', 'precision_of_length',
-           'measures', 'named_correctly', 'jackknife', 'judge_features', 'called', 'stronger', 'head_statements']
+           'trained_encoder', 'clip_of', 'footage', 'features_file', 'features_of', 'examples_of', 'standardised',
+           'precision_of_length', 'measures', 'named_correctly', 'jackknife', 'judge_features', 'called', 'stronger',
+           'head_statements']
 
 # %% ../../nbs/experiments/88_localization.ipynb #834a6bce
 import json
@@ -150,6 +151,14 @@ def footage(
     return source
 
 # %% ../../nbs/experiments/88_localization.ipynb #7032d5e1
+def features_file(
+    run: Run,  # whose encoder
+    task: Task,  # videos
+) -> str:  # below the folder of the runs
+    "Where features of all videos of a task are kept."
+    return f'features{task_word(task)}/{run.name}.safetensors'
+
+
 def features_of(
     run: Run,  # whose encoder
     task: Task,  # videos
@@ -158,8 +167,7 @@ def features_of(
     root: str = '',  # folder of filmed videos
 ) -> dict[str, list[Float32[np.ndarray, '_ d']]]:  # by part, one array a video
     "Features of all videos of a task, from the file if they are there."
-    place = f'features{task_word(task)}'
-    cfg, file = clip_of(run), Path(folder) / place / f'{run.name}.safetensors'
+    cfg, file = clip_of(run), Path(folder) / features_file(run, task)
     about = dict(encoder=run.settings(), task=json.loads(json.dumps(asdict(task))))
     with locked(file.parent, file.stem, wait=True):  # another row may want the same
         if not file.is_file() or read_checkpoint(file)[1] != about:

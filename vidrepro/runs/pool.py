@@ -132,25 +132,27 @@ def look_after(
 
 # %% ../../nbs/runs/47_pool.ipynb #b999e655
 def _begun_with(
-    run: Any,  # a `Run`, or a row with an `encoder`
-) -> Iterator[Run]:  # encoder, its start, the start of that
-    "Every run that must be trained before."
+    run: Any,  # a `Run`, or a row with an `encoder` and perhaps `features`
+) -> Iterator[tuple[str, str]]:  # what it is called, its file
+    "What must be there before: encoder, its start, the start of that; features."
     before = getattr(run, 'encoder', None) or getattr(run, 'start', None)
     while before:
-        yield before
+        yield before.name, f'{before.name}/checkpoint.safetensors'
         before = before.start
+    if features := getattr(run, 'features', ''):
+        yield features, features
 
 
 def _next(
     todo: list[Any],  # in order; the one taken is removed
     active: dict[str, tuple],  # by name, what is running
-    making: dict[str, str],  # start or encoder -> run that makes it
+    making: dict[str, str],  # start, encoder, features -> run that makes them
     folder: Path,  # runs are kept here
 ) -> Any | None:  # none: wait
     "The first run that waits for nobody: what it begins with is there, or is made by no other."
-    absent = lambda r: not (Path(folder) / r.name / 'checkpoint.safetensors').is_file()
+    there = lambda file: (Path(folder) / file).is_file()
     for k, run in enumerate(todo):
-        wanted = [r.name for r in _begun_with(run) if absent(r)]
+        wanted = [name for name, file in _begun_with(run) if not there(file)]
         if not any(making.get(name, name) in active for name in wanted):
             making |= dict.fromkeys(wanted, run.name)
             return todo.pop(k)
