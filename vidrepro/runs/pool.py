@@ -25,7 +25,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from ..core.checkpoint import read_log
+from ..core.checkpoint import read_checkpoint, read_log
 from ..core.files import InputError, atomic, locked
 from ..core.results import list_runs, load_run
 from ..core.settings import from_json, to_json
@@ -131,16 +131,33 @@ def look_after(
     return failed
 
 # %% ../../nbs/runs/47_pool.ipynb #b999e655
-def _begun_with(
+def _trained(
+    run: Run,  # that others begin with
+    folder: Path,  # runs are kept here
+) -> bool:  # to its last step
+    "What the header of its checkpoint says; a checkpoint alone may be half way."
+    file = Path(folder) / run.name / 'checkpoint.safetensors'
+    with suppress(InputError):  # of a broken one its own process will tell
+        return (
+            file.is_file()
+            and read_checkpoint(file, tensors=False)[1].get('step') == run.config.steps
+        )
+    return False
+
+
+def _absent(
     run: Any,  # a `Run`, or a row with an `encoder` and perhaps `features`
-) -> Iterator[tuple[str, str]]:  # what it is called, its file
-    "What must be there before: encoder, its start, the start of that; features."
+    folder: Path,  # runs are kept here
+) -> Iterator[str]:  # encoder, its start, the start of that; features
+    "What must be made before."
     before = getattr(run, 'encoder', None) or getattr(run, 'start', None)
     while before:
-        yield before.name, f'{before.name}/checkpoint.safetensors'
+        if not _trained(before, folder):
+            yield before.name
         before = before.start
-    if features := getattr(run, 'features', ''):
-        yield features, features
+    features = getattr(run, 'features', '')
+    if features and not (Path(folder) / features).is_file():
+        yield features
 
 
 def _next(
@@ -150,10 +167,9 @@ def _next(
     folder: Path,  # runs are kept here
 ) -> Any | None:  # none: wait
     "The first run that waits for nobody: what it begins with is there, or is made by no other."
-    there = lambda file: (Path(folder) / file).is_file()
     for k, run in enumerate(todo):
-        wanted = [name for name, file in _begun_with(run) if not there(file)]
-        if not any(making.get(name, name) in active for name in wanted):
+        wanted = [*_absent(run, folder)]
+        if not any({name, making.get(name)} & active.keys() for name in wanted):
             making |= dict.fromkeys(wanted, run.name)
             return todo.pop(k)
     return None
