@@ -240,7 +240,8 @@ def evaluate(
     "Score a run on videos that it was not trained on."
     place = pick_device(device)
     refuse_trained_on(saved, videos_of(saved.run, 'test'))
-    ready = partial(nearby, device=place.type, limit_gb=0)  # files are read once: no need to hold
+    twice = hook(pick_method(saved.run.method), 'videos', None)  # walked by its floor, too
+    ready = partial(nearby, device=place.type, **({} if twice else dict(limit_gb=0)))
     scores = score(saved.network().to(place), saved.run, ready, keep)
     if not scores and not keep:
         remedy = 'label them, in folders of classes or a list, or keep features only with --save'

@@ -11,7 +11,7 @@ __all__ = ['FIXED', 'RAW', 'clips_at_once', 'shown', 'features', 'score_digits',
 import dataclasses
 import importlib.util
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,7 @@ def score(
     "All scores that paper and data allow."
     paper, cfg = pick_method(run.method), run.config
     own = hook(paper, 'scores', lambda *_: [])
-    part, dials = lambda name: ready(videos_of(run, name)), dials_of(cfg.data)
+    part, dials = cache(lambda name: ready(videos_of(run, name))), dials_of(cfg.data)
     filmed = dials is None
     random = untrained(run).to(next(model.parameters()).device) if filmed or dials else None
     if hook(paper, 'videos', videos) is not videos:
