@@ -222,6 +222,7 @@ CASES = {
     'unknown flow': (['flow', '{video}', '--method', 'magic'], 'tvl1'),
     'no video for flow': (['flow', '{empty}/none.mp4'], 'none.mp4'),
     'unknown target': (['gradcam', '{trained}', '{video}', '--target', 'class'], 'supervised'),
+    'pictures of one name': (['gradcam', '{trained}', '{video}', '{video}'], 'twice'),
     'no annotations': (['tsp', 'prepare', '{empty}/none.json', '{empty}'], 'none.json'),
     'claims of nobody': (['claims', 'moco'], 'tec'),
     'real data without a folder': (['train', 'tec', '--preset', 'real'], 'root'),

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from vidrepro.cli.features import app as features_app
-from vidrepro.cli.localize import app
+from vidrepro.cli.localize import app, certainty
 from vidrepro.core.files import InputError
 from vidrepro.data.annotations import write_activitynet
 from vidrepro.digits.moving_digits import MovingDigits, write_video
@@ -39,7 +39,7 @@ from vidrepro.localize.examples import (
     truth_of,
     unlabelled,
 )
-from vidrepro.localize.metrics import read_detections
+from vidrepro.localize.metrics import match, read_detections
 from vidrepro.localize.predict import detect, evaluate, propose, score
 from vidrepro.localize.timeline import timeline
 from vidrepro.papers import tsp
@@ -422,6 +422,10 @@ def test_commands(home):
     assert known.items() >= score(ours, truth_of([e for e in told(12, 5)[8:]])).items()
     assert known['mAP, low of 95 %'] <= known['mAP'] <= known['mAP, high of 95 %']
     assert known['videos'] == 4 and 'mAP by chance' in known and 'actions ' in result.stderr
+    truth = truth_of(told(12, 5)[8:])
+    one = truth[truth['video'] == truth['video'][0]]  # no interval, no chance of a single video
+    alone = match(one, found[found['video'] == one['video'][0]])
+    assert certainty(alone).keys() == {'videos', 'actions', 'detections'}
     content = json.loads((home / 'out.json').read_text())
     assert set(content) == {'version', 'results', 'external_data'} and set(
         next(iter(content['results'].values()))[0]

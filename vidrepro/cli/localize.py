@@ -71,7 +71,7 @@ from vidrepro.localize.metrics import (
     read_detections,
     write_detections,
 )
-from ..localize.timeline import timeline
+from ..localize.timeline import LONG, drawn, timeline
 
 # %% ../../nbs/cli/97_localize.ipynb #426dda72
 app = group('localize', 'Find actions in time, and say what they are.')
@@ -351,11 +351,10 @@ def certainty(
     "How sure an mAP is, and of what it was counted."
     truth, found = matches.truth, matches.detections
     low, high = interval(matches)
-    chance, known = by_chance(truth, found, matches.thresholds), {}
-    if chance == chance:
-        known = {'mAP by chance': chance}
+    known = {'mAP, low of 95 %': low, 'mAP, high of 95 %': high}
+    known |= {'mAP by chance': by_chance(truth, found, matches.thresholds)}
     counts = dict(videos=truth['video'].nunique(), actions=len(truth), detections=len(found))
-    return {'mAP, low of 95 %': low, 'mAP, high of 95 %': high} | known | counts
+    return {k: v for k, v in known.items() if v == v} | counts  # a single video says neither
 
 # %% ../../nbs/cli/97_localize.ipynb #dc008cb6
 def thresholds_of(
@@ -482,7 +481,9 @@ Truth = Annotated[
     Path | None,
     typer.Option('--annotations', help="Truth, ActivityNet's JSON.", show_default='none'),
 ]
-Drawn = Annotated[int, typer.Option(min=1, help='Detections to draw.')]
+Drawn = Annotated[
+    int, typer.Option(min=1, help='Detections to draw; of each minute, in a video of over five.')
+]
 
 # %% ../../nbs/cli/97_localize.ipynb #1b6fbe4d
 @app.command()
@@ -511,9 +512,11 @@ def show(
         table = plain_names(read_activitynet(annotations))
         truth = table[(table['video'] == example.name) & (table['label'] != '')]
     found = prediction.detect(detector, [example])
-    curves = prediction.boundary_curves(detector, example)
-    figure = timeline(found, duration, truth, curves, film_strip(video), most, example.name)
+    curves, strip = None, None
+    if duration <= LONG:
+        curves, strip = prediction.boundary_curves(detector, example), film_strip(video)
+    figure = timeline(found, duration, truth, curves, strip, most, example.name)
     with atomic(out) as temp:
         figure.savefig(temp)
     plt.close(figure)
-    typer.echo(f'{min(most, len(found))} of {len(found)} detections; {out}')
+    typer.echo(f'{len(drawn(found, duration, most))} of {len(found)} detections; {out}')

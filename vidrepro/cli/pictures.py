@@ -34,6 +34,10 @@ def tell_apart(
     if not videos:
         given = f'none after {", ".join(map(str, what))}'
         raise InputError('videos', given, 'name one run or more, then one video or more')
+    stems = [video.stem for video in videos]
+    if double := [stem for stem in stems if stems.count(stem) > 1]:
+        remedy = 'pictures are named after their video: look at these in two calls, each its --out'
+        raise InputError('videos', f'{double[0]} twice', remedy)
     return runs, videos
 
 

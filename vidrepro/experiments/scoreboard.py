@@ -134,11 +134,11 @@ experiments/87_gradcam_gallery | Does MCL make Grad-CAM fall on what moves?
 experiments/88_localization | Does a detector find more with TSP's features than with TAC's?
     localization: detection; localization: long; localization: transfer; localization: real-detection
 experiments/106_detectors | Is TSP's gain over TAC there whatever the detector?
-    localization: detection; localization: proposals; localization: stronger-head-10min; localization: stronger-head-gtad-10min
+    localization: detection; localization: proposals; localization: stronger-head-10min; localization: stronger-head-gtad-10min; localization: stronger-head-real
 experiments/89_captioning | Are captions better if the features come from TSP?
     captioning: proposals; captioning: motion; captioning: without-global
 experiments/107_tsp_answers | Does TSP propose better segments than the control of its authors?
-    localization: proposals; localization: boundary-pretext; localization: real-boundary-pretext; localization: short-span; localization: transfer
+    localization: proposals; localization: boundary-pretext; localization: real-boundary-pretext; localization: short-span; localization: transfer; localization: transfer-gain
 ''')
 
 # %% ../../nbs/experiments/104_scoreboard.ipynb #44e7ee88

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..captions.metrics import METEOR
-from .claims import Claim, by_seed, judge
+from .claims import Claim, by_seed, judge, read_cards
 from .localization import LENGTHS
 from ..papers import tsp
 
@@ -47,11 +47,11 @@ def grid_answer(
 def number(
     row: str,  # of cards
     metric: str,  # on them
-) -> str:  # mean over seeds, and standard deviation
+) -> str:  # mean over seeds, and standard deviation; a dash where cards have no such measure
     "One cell of a table."
     v = list(by_seed(row, metric).values())
     spread = f' ± {np.std(v, ddof=1):.3f}' if len(v) > 1 else ''
-    return f'{np.mean(v):.3f}{spread}' if v else 'not run'
+    return f'{np.mean(v):.3f}{spread}' if v else '–' if row in read_cards() else 'not run'
 
 # %% ../../nbs/experiments/107_tsp_answers.ipynb #1b208581
 DIRECT = ('region AUC, all clips', 'boundary sharpness', 'action accuracy')

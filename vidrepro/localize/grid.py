@@ -418,10 +418,14 @@ def vote(
     by_overlap: bool = False,  # weigh votes by score times overlap
 ) -> Float64[np.ndarray, 'j 2']:  # moved boxes; one without voters stays
     "Each box becomes the weighted mean of those that nearly coincide with it."
-    iou = segment_iou(kept[:, None], segments)
-    weight = (iou >= threshold) * scores * (iou if by_overlap else 1.0)
-    total = weight.sum(1, keepdims=True)
-    return np.where(total > 0, weight @ segments / np.where(total > 0, total, 1.0), kept)
+    moved, parts = [], len(kept) * len(segments) // 2**20 + 1  # an hour has millions of pairs
+    for some in np.array_split(kept, parts):
+        iou = segment_iou(some[:, None], segments)
+        weight = (iou >= threshold) * scores * (iou if by_overlap else 1.0)
+        total = weight.sum(1, keepdims=True)
+        mean = weight @ segments / np.where(total > 0, total, 1.0)
+        moved.append(np.where(total > 0, mean, some))
+    return np.concatenate(moved)
 
 # %% ../../nbs/localize/79_grid.ipynb #75c929e6
 def with_classes(

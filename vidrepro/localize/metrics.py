@@ -313,9 +313,11 @@ def weighted_precision(
 def interval(
     matches: Matches,  # from `match`
     draws: int = 200,  # of as many videos as there are
-) -> tuple[float, float]:  # 2.5 and 97.5 %
+) -> tuple[float, float]:  # 2.5 and 97.5 %; nan of a single video
     "What mAP might have been with other videos of the same kind."
     videos = pd.Index(pd.concat([matches.truth['video'], matches.detections['video']]).unique())
+    if len(videos) < 2:
+        return math.nan, math.nan
     own, video = (videos.get_indexer(x['video']) for x in (matches.truth, matches.detections))
     counts = np.random.default_rng(0).multinomial(
         len(videos), [1 / len(videos)] * len(videos), draws

@@ -110,15 +110,15 @@ def _within(
         truth = (labels[of] >= 0).numpy()
         if 0 < truth.sum() < len(truth):
             found.append(roc_auc_score(truth, answer[of].numpy()))
-            numbers.append(number)
-    return torch.tensor(found), torch.stack(numbers)
+            numbers.append(int(number))
+    return torch.tensor(found), torch.tensor(numbers, dtype=video.dtype)
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #eace8b1b
 def region_scores(
     train: Walk,  # decides the classifier
     test: Walk,  # is judged
     protocol: dict,  # what to say of it
-) -> list[Score]:  # on clips inside one segment, and on all
+) -> list[Score]:  # on clips inside one segment, and on all; none where no video has both kinds
     "Action against background, by a linear classifier; mean area under the curve of a video."
     known = train.inside > -2
     x, y = standardize(train.features[known].double(), test.features.double())
@@ -135,7 +135,8 @@ def region_scores(
     scores = []
     for name, (labels, which) in clips.items():
         values, numbers = _within(answer, labels, test.video)
-        scores.append(make_score(name, values, 0.5, dict(how, clips=which), numbers))
+        if len(values):
+            scores.append(make_score(name, values, 0.5, dict(how, clips=which), numbers))
     return scores
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #68b81df0
@@ -143,7 +144,7 @@ def sharpness(
     train: Walk,  # decides the centre of the features
     test: Walk,  # is judged
     protocol: dict,  # what to say of it
-) -> Score:  # 0: features do not notice boundaries
+) -> list[Score]:  # 0: features do not notice boundaries; none: no video can tell
     "Cosine of two clips that touch inside a segment less that across a boundary, mean over videos."
     cosine = F.cosine_similarity(*(test.pairs - train.features.mean(0)).unbind(1))
     drops, numbers = [], []
@@ -154,7 +155,9 @@ def sharpness(
             drops.append(inside.mean() - across.mean())
             numbers.append(number)
     how = dict(protocol, clips='two that touch', features='less their mean over training videos')
-    return make_score('boundary sharpness', torch.stack(drops), 0.0, how, torch.stack(numbers))
+    if not drops:  # every segment is shorter than two clips
+        return []
+    return [make_score('boundary sharpness', torch.stack(drops), 0.0, how, torch.stack(numbers))]
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #54d47154
 def score_backbone(
@@ -183,7 +186,7 @@ def score_backbone(
         name='action accuracy',
         protocol=about,
     )
-    return [*region_scores(train, test, about), action, sharpness(train, test, about)]
+    return [*region_scores(train, test, about), action, *sharpness(train, test, about)]
 
 # %% ../../nbs/papers/72_tsp_scores.ipynb #aa9249df
 def scores(
