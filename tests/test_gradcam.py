@@ -1,6 +1,7 @@
 "Grad-CAM against the grad-cam package, against properties that any map and score must have, and on files."
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+from vidrepro.cli.pictures import say_scores
 from vidrepro.clips.contract import Clip
 from vidrepro.core.files import InputError
 from vidrepro.data.video import VideoError, probe, read_clips
@@ -515,3 +517,15 @@ def test_side_by_side(tiny, files):
     assert torch.equal(left, looks[0].clips[0])  # the first clip of the first network, untouched
     axes = sheet_of(looks).axes
     assert len(axes) == 4 and axes[0].get_title().startswith('one from frame 0')
+
+
+def test_word_needs_videos(tiny, files):
+    "Two networks that agree before every video but by a hair: two videos decide nothing, six do."
+    one = look(tiny, files[0], Clip(8, 1, 32), 'one', layer='layer2')
+    other = replace(one, name='two', cam=0.999 * one.cam + 0.001 * one.cam.mean())
+    last = [say_scores([[one, other]] * n)[-1] for n in (2, 5, 6)]
+    assert [line.split('], ')[1] for line in last] == [
+        'too few: 2 of 6, 2 videos',
+        'too few: 5 of 6, 5 videos',
+        f'{"more" if one.scores().mean() > other.scores().mean() else "less"}, 6 videos',
+    ]

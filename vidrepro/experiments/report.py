@@ -318,7 +318,9 @@ def write_comparison(
     metrics, first = list(found), next(iter(runs))
     beside = {name: card_of(scores) for name, scores in floors.items()}
     cards |= {n: c for n, c in beside.items() if set(metrics) <= set(c['metrics'])}
-    said = lambda t, d: f'{t} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] against {first}'
+    said = lambda t, d: (
+        f'{t} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] against {first} ({d.word})'
+    )
     answer = f'{metrics[0]}: ' + '; '.join(said(t, d) for t, d in found[metrics[0]].items())
     body = [
         f'<h1>{html.escape(answer)}</h1>',
