@@ -174,8 +174,8 @@ TABLE = (
     ('tsp/tiny/tsp', 'tsp/tiny/tac'),
     ('tsp/tiny/no-gvf',),
     ('tsp/tiny/tac-actions-only', 'tsp/tiny/boundary'),
-    ('tsp/tiny/random',),
-    ('tec/tiny/full',),
+    ('tsp/tiny/random', 'tsp/tiny/start'),
+    ('tec/tiny/full', 'tsp/tiny/region-only'),
 )  # encoders, best first
 
 
@@ -202,6 +202,8 @@ STATEMENTS = [  # name, row ahead, other row, metric, source, text
      'TSP describes better than an encoder that looks at actions alone.'),
     ('learns', 'tsp', 'random', f'{METEOR}, proposals', 'sanity',
      'TSP features describe better than those of a random encoder.'),
+    ('start', 'tsp', 'start', f'{METEOR}, proposals', 'ours',
+     'TSP describes better than the encoder that it began with.'),
     ('boundary', 'tsp', 'boundary', f'{METEOR}, proposals', 'a reader',
      'TSP describes better than a pretext about boundaries.'),
 ]  # fmt: skip

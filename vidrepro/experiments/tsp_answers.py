@@ -34,14 +34,15 @@ def said(
 def grid_answer(
     looks: int = 8,  # of both clips
     reader: str = 'bmn',  # detector
+    longer: int = 32,  # frames of the longer clips
 ) -> str:  # one sentence
     "Whether short clips find short actions, at equal looks, from the cards."
-    short, long = (f'localization/tiny/{tsp.GRID[s, looks]}-{reader}' for s in (8, 32))
+    short, long = (f'localization/tiny/{tsp.GRID[s, looks]}-{reader}' for s in (8, longer))
     parts = (
         f'{length} actions {said(short, long, f"unnamed mAP, {length}")}'
         for length in ('short', 'long')
     )
-    return f'With {looks} looks each, clips of 8 frames less clips of 32: {"; ".join(parts)}.'
+    return f'With {looks} looks each, clips of 8 frames less clips of {longer}: {"; ".join(parts)}.'
 
 # %% ../../nbs/experiments/107_tsp_answers.ipynb #9a9cd70e
 def number(
@@ -74,6 +75,7 @@ def table_one(
         cells |= {m: number(direct, m) for m in DIRECT}
         for reader, name in READ.items():
             found = f'localization/{preset}/{row}-{reader}'
+            cells[f'{name}, seeds'] = str(len(by_seed(found, DETECTED[0])))
             cells |= {f'{name}, {m}': number(found, m) for m in DETECTED}
         if captions:
             told = number(f'captioning/{preset}/{row}', f'{METEOR}, proposals')

@@ -75,8 +75,8 @@ class Config(Recipe):
     background: str = 'bounce-h,bounce-v,orbit-cw,orbit-ccw'  # motions that nobody annotates
     trimmed: bool = False  # train on trimmed videos, as the encoder that TSP starts from
     rows: str = 'all'  # rows of the table to read [code], those of `actions`, or `boundaries`
-    action: float = 1.0  # weight alpha^c of the action loss [paper: 1]
-    region: float = 1.0  # weight alpha^r of the region loss [paper: 1]; 0: TAC
+    action: float = 1.0  # weight alpha^c of the action loss [code: 1]
+    region: float = 1.0  # weight alpha^r of the region loss [code: 1]; 0: TAC
     gvf: str = (
         'max'  # global video feature [paper], or `avg`, `none`, `shuffled`; `+mlp`: W^r bends
     )
