@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vidrepro.clips.contract import Clip
 from vidrepro.core.files import InputError
 from vidrepro.core.walk import bad_policy
 from vidrepro.data.clock import mended, too_many
@@ -22,7 +23,8 @@ from vidrepro.data.opening import opened
 from vidrepro.data.scan import look
 from vidrepro.data.shards import pack
 from vidrepro.data.video import VideoError, frame_times, packet_index, probe, read_clips, read_times
-from vidrepro.features.extract import extract
+from vidrepro.features.extract import UNEVEN, extract
+from vidrepro.features.settings import Settings
 
 EXAMPLES = settings(
     max_examples=300,
@@ -244,6 +246,19 @@ def test_features_note_and_refuse(tmp_path):
         with pytest.raises(VideoError, match=r'of 200 time stamps wrong.*; write it again'):
             ask(path)
     assert number(read_clips(path, [[5, 6, 7]])[0]) == [5, 6, 7]  # numbers need no clock
+
+
+def test_a_rate_that_drifts_is_not_constant(tmp_path):
+    "No step is a quarter longer than another, but their sum is a second off: no stored frames."
+    (tmp_path / 'videos').mkdir()
+    ticks = np.cumsum([0, *[40] * 300, *[33] * 300])
+    path = write(tmp_path / 'videos' / 'drift.mkv', ticks)
+    assert probe(path).vfr
+    stored = Settings(Clip(4, 2, 32), hop=8)
+    report = extract(Mean(), tmp_path / 'videos', tmp_path / 'out', stored)
+    assert report.failed == {'drift.mkv': UNEVEN}
+    report = extract(Mean(), tmp_path / 'videos', tmp_path / 'by_rate', Settings(hop=8))
+    assert report.done == ['drift.mkv']
 
 
 def test_a_film_in_avi_has_the_rate_that_it_states(tmp_path):

@@ -693,7 +693,7 @@ def test_from_a_run_to_a_detector(two_runs):
             [*command, str(there / f'run{seed}')], cwd=own_folder, capture_output=True, text=True
         )
         assert done.returncode == code, done.stderr
-    assert done.stderr.count('\n') == 1 and 'the detector learnt from' in done.stderr
+    assert done.stderr.count('\n') == 1 and 'the model learnt from' in done.stderr
     assert [p.name for p in own_folder.iterdir()] == ['0.png']
 
 

@@ -190,14 +190,21 @@ def test_consumers_read_what_is_written(home, tmp_path, to, read):
 @pytest.mark.parametrize('hop', [16, 1])
 def test_fixed_lengths(home, tmp_path, length, how, hop):
     "Shape, and the average of a curve is kept; a row's time is the middle of what it covers."
-    formats.export(home / f'features{hop}', tmp_path / 'x', 'actionformer', length, how)
-    options = json.loads((tmp_path / 'x' / 'interface.json').read_text())['options']
+    formats.export(home / f'features{hop}', tmp_path / 'x', 'npy', length, how)
     for name in LENGTHS:
-        found, _ = actionformer(tmp_path / 'x', options, name)
-        assert len(found) == length
+        assert len(np.load(tmp_path / 'x' / f'{name}.npy')) == length
         times = times_of(tmp_path / 'x', name)
         np.testing.assert_allclose(times[:, :2].mean(1), times[:, 2], atol=1e-6)
         np.testing.assert_allclose(times[1:, 0], times[:-1, 1], atol=2e-6)  # cells without gaps
+
+
+@pytest.mark.parametrize('to, length', [('bmn', None), ('gtad', 100), ('actionformer', 192)])
+def test_even_axes_need_clips_that_touch(home, tmp_path, to, length):
+    "A program that divides the duration would read overlapping clips up to half a clip early."
+    with pytest.raises(InputError, match='16 samples every 1; .* divides a duration evenly'):
+        formats.export(home / 'features1', tmp_path / 'x', to, length)
+    assert not any(tmp_path.iterdir())
+    formats.export(home / 'features16', tmp_path / 'x', to, length)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

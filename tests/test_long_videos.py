@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vidrepro.cli.localize import app
 from vidrepro.core.files import InputError
+from vidrepro.data.annotations import AMBIGUOUS
 from vidrepro.localize import predict
 from vidrepro.localize.bmn import DETECTIONS, PROPOSALS, read_maps
 from vidrepro.localize.detect import SMALL, Config, Detector, in_windows, network
@@ -19,7 +20,7 @@ from vidrepro.localize.examples import Example, coarse, part_of, told, unlabelle
 from vidrepro.localize.grid import label, soft_nms
 from vidrepro.localize.metrics import THUMOS14, match, read_detections, segment_iou, summary
 from vidrepro.localize.predict import propose, read_windows
-from vidrepro.localize.thumos14 import AMBIGUOUS, lengths, remarks, thumos14, without
+from vidrepro.localize.thumos14 import lengths, remarks, thumos14, without
 
 
 def detector(window, length=32, kind='bmn', channels=2):

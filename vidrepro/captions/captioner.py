@@ -27,7 +27,7 @@ from ..core.files import InputError
 from ..core.random import generator
 from ..digits.told import CAPTIONS, words_of
 from ..learning.train import Learner, Log
-from ..localize.examples import Example, same_channels
+from ..localize.examples import Example, Source, same_channels, source_of
 
 # %% ../../nbs/captions/84_captioner.ipynb #60089d06
 SPECIAL = ('<pad>', '<s>', '</s>', '<unk>')
@@ -219,6 +219,12 @@ def crops(
     if lost := sorted({*table['video']} - {*by_name}):
         given = f'of video {lost[0]}, which has no features'
         raise InputError('segments', given, 'give features of all videos')
+    ends = [
+        e / (by_name[v].begin + by_name[v].duration) for v, e in zip(table['video'], table['end'])
+    ]
+    if ends and np.median(ends) > 1.5:
+        given = f'the median one ends at {np.median(ends):.3g} times the duration of its video'
+        raise InputError('segments', given, 'give seconds: divide frames by the frame rate')
     return [crop(by_name[v], s, e) for v, s, e in zip(table['video'], table['start'], table['end'])]
 
 # %% ../../nbs/captions/84_captioner.ipynb #c6437a95
@@ -249,6 +255,7 @@ class Captioner:
     vocabulary: Vocabulary  # its words
     network: Transformer  # on its device
     rows: list[dict] = field(default_factory=list)  # epoch, loss
+    source: Source | None = None  # of the features that it learnt from; none: not known
 
     @property
     def channels(self) -> int:
@@ -279,6 +286,7 @@ def save_captioner(
     "Everything in one file that is never half there."
     about = dict(method='localize.captioning', config=asdict(model.config), rows=model.rows)
     about |= dict(words=list(model.vocabulary.words), channels=model.channels)
+    about |= dict(source=asdict(model.source) if model.source else None)
     tensors = {f'model.{k}': v for k, v in model.network.state_dict().items()}
     write_checkpoint(Path(file), tensors, about)
 
@@ -292,7 +300,8 @@ def load_captioner(
     config, vocabulary = Config(**about['config']), Vocabulary(tuple(about['words']))
     net = Transformer((about['channels'],), len(vocabulary), config)
     net.load_state_dict(part(tensors, 'model.'))
-    return Captioner(config, vocabulary, net.to(device).eval(), about['rows'])
+    source = Source(**about['source']) if about.get('source') else None
+    return Captioner(config, vocabulary, net.to(device).eval(), about['rows'], source)
 
 # %% ../../nbs/captions/84_captioner.ipynb #5b18c6a4
 class Told(Dataset):
@@ -341,13 +350,13 @@ def train_captioner(
     "Train a captioner on the captions of true segments."
     if captions.empty:
         raise InputError('captions', 'none', 'give at least one')
-    channels, vocabulary = same_channels(examples), Vocabulary.of(captions['sentence'])
+    source, vocabulary = source_of(examples), Vocabulary.of(captions['sentence'])
     sentences = [torch.tensor(vocabulary.encode(s)) for s in captions['sentence']]
     batches = Told(crops(examples, captions), sentences, config.batch, seed)
     log, loss = Log(every=len(batches)), partial(told_loss, smoothing=config.smoothing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 'captioner').initial_seed())
-        net = Transformer((channels,), len(vocabulary), config)
+        net = Transformer((source.channels,), len(vocabulary), config)
         adam, alike = torch.optim.Adam(net.parameters(), config.lr), lambda batch, generator: batch
         learn = Learner(net, loss, alike, batches, adam, [log], device=device, seed=seed)
         try:
@@ -355,7 +364,7 @@ def train_captioner(
         except FloatingPointError as error:
             raise InputError('lr', config.lr, f'{error}: try a smaller one') from None
     curve = [dict(epoch=epoch, loss=row['loss']) for epoch, row in enumerate(log.rows)]
-    return Captioner(config, vocabulary, net.eval(), curve)
+    return Captioner(config, vocabulary, net.eval(), curve, source)
 
 # %% ../../nbs/captions/84_captioner.ipynb #1e491396
 def describe(

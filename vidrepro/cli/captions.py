@@ -36,6 +36,7 @@ from .options import Changes, Device, changes, group, writable
 from ..core.files import InputError
 from ..core.settings import override
 from ..learning.distributed import pick_device
+from ..localize.detect import same_source
 from ..localize.examples import read_named
 from ..localize.metrics import read_detections
 
@@ -98,6 +99,7 @@ def predict_captions(
         'score', ascending=False, kind='stable'
     )
     videos = read_named(features, list(table['video'].unique()), step, missing)
+    same_source(captioner, list(videos.values()))
     told = captioning.describe(
         captioner, list(videos.values()), table[table['video'].isin(videos)], most
     )

@@ -31,7 +31,7 @@ from ..data.door import find, tell
 from ..data.formats import READERS, counts, load_dataset, present
 from ..data.video import frame_count
 from ..digits.moving_digits import MovingDigits
-from ..digits.untrimmed import PARTS, Script
+from ..digits.untrimmed import PARTS, Script, require_no_lists
 from ..digits.untrimmed import compose as compose_videos
 from ..learning.distributed import pick_device
 from ..learning.recipe import Recipe
@@ -194,10 +194,14 @@ def standardize(
     endings: Endings = KNOWN,  # of video files
 ) -> None:  # exit code 1 when a file could not be copied
     "Copy videos to a constant rate and size; exit code 1 if some could not be."
-    print_lines(tell(walk_folder(root, endings_of(endings))[1]))
+    paths, passed = walk_folder(root, endings_of(endings))
+    print_lines(tell(passed))
+    older = copying.older_copies(root, out, copying.copy_names(paths))
     rows, made = copying.standardize(
         root, out, fps, size or short_side, crf, workers, endings_of(endings)
     )
+    for path in sorted({*older} & {*made} & {*rows.path[rows.status == 'ok']}):
+        typer.echo(f'note: {path}: replaces a copy of another file, or of an earlier one')
     for row in rows[rows.status != 'ok'].itertuples():
         typer.echo(f'{row.status}: {row.path}: {row.reason}')
     typer.echo(summary(rows, made, 'copied or tried'))
@@ -418,13 +422,14 @@ def compose(
     folders = {k: v for k, v in zip(PARTS, (train, valid, test)) if v}
     if data and folders:
         raise InputError('--data', f'{data}, and --{min(folders)}', 'give one or the other')
+    script = Script(seed, fps, background=tuple(background or ()))
+    require_no_lists(out)
     sources = divided(data, root, bad) if data else trimmed(folders, bad)
     if not sources:
         splits = dict(train='train', valid='test')
         sources = {k: MovingDigits(200, seed=seed, split=split) for k, split in splits.items()}
     for note in shared_videos(sources):
         typer.echo(note)
-    script = Script(seed, fps, background=tuple(background or ()))
     for subset, rows in compose_videos(sources, out, videos, script, size=size).items():
         actions = (rows['temporal-region-label'] == 'Action').sum()
         typer.echo(f'{subset}: {videos} videos, {actions} actions, {len(rows) - actions} pauses')

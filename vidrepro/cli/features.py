@@ -6,7 +6,7 @@
 __all__ = ['app', 'Videos', 'Folder', 'RunPath', 'Backbone', 'Weights', 'Root', 'Hop', 'Rate', 'Frames', 'Size', 'Picture',
            'OnShort', 'Precision', 'Batch', 'Workers', 'Shard', 'GvfFile', 'Into', 'DryRun', 'NewFolder', 'To',
            'Length', 'How', 'Prefix', 'Whole', 'from_run', 'from_weights', 'pick_encoder', 'pick_clip', 'pick_shard',
-           'print_report', 'show_plan', 'extract_command', 'verify', 'export', 'gvf']
+           'print_report', 'print_passed', 'show_plan', 'extract_command', 'verify', 'export', 'folders_of', 'gvf']
 
 # %% ../../nbs/cli/96_features.ipynb #880121b0
 import dataclasses
@@ -21,9 +21,10 @@ from torch import nn
 from .options import Device, group
 from ..clips.contract import Clip
 from ..core.files import InputError
+from ..data.door import tell
 from ..features import exports, formats
-from ..features.extract import Report, extract, is_done, plan
-from ..features.settings import Settings, released_clip, written
+from ..features.extract import Report, extract, is_done, outdated, plan
+from ..features.settings import Settings, found_videos, released_clip, written
 from ..learning.distributed import pick_device
 from ..models.backbones import BACKBONES, backbone
 from ..models.checkpoints import pretrained
@@ -188,6 +189,16 @@ def print_report(
     if report.failed:
         raise typer.Exit(1)
 
+# %% ../../nbs/cli/96_features.ipynb #952733a4
+def print_passed(
+    videos: str,  # folder, list, CSV or video
+    root: Path | None,  # folder that listed paths start from
+) -> None:
+    "What was passed over among the videos, and how they were read."
+    found = found_videos(videos, root)
+    for line in (*tell(found.passed), *found.remarks):
+        typer.echo(line)
+
 # %% ../../nbs/cli/96_features.ipynb #3f613ec3
 def show_plan(
     network: nn.Module,  # encoder
@@ -201,14 +212,15 @@ def show_plan(
     "What a run would do, without doing it."
     at, files = plan(videos, out, root, shard)
     about = written(settings, title, network)
-    done = sum(is_done(file, at / path, settings, about) for path, file in files.items())
+    left = {p: f for p, f in files.items() if not is_done(f, at / p, settings, about)}
+    older = outdated(at, left)
     there = [at / path for path in files if (at / path).is_file()]
     size = sum(path.stat().st_size for path in there) / 1e6
     for name, value in (about.pop('clip') | about).items():
         typer.echo(f'{name:10} {value}')
-    typer.echo(
-        f'{len(files)} videos, {len(there)} of them there ({size:.4g} MB), {done} have features; {out}'
-    )
+    done = f'{len(files) - len(left)} have features'
+    done += f', {len(older)} features of another content' if older else ''
+    typer.echo(f'{len(files)} videos, {len(there)} of them there ({size:.4g} MB), {done}; {out}')
 
 # %% ../../nbs/cli/96_features.ipynb #96c00011
 Into = Annotated[Path, typer.Argument(help='Folder to write to; made if it does not exist.')]
@@ -242,6 +254,7 @@ def extract_command(
     clip = pick_clip(words['clip'], given, run is not None)
     settings = Settings(clip, hop or clip.span, precision, on_short)
     place, part = pick_device(device), pick_shard(shard)
+    print_passed(videos, root)
     if dry_run:
         return show_plan(network, title, settings, videos, out, root, part)
     gpu = place.type == 'cuda'
@@ -264,6 +277,7 @@ def verify(
     "Open every feature file and hold it against its video; exit code 1 if anything is wrong."
     if not folder.is_dir():
         raise InputError('features', folder, 'give a folder that extract wrote')
+    print_passed(videos, root)
     table = formats.verify(folder, videos, root)
     for row in table[table.status != 'ok'].itertuples():
         typer.echo(f'{row.status}: {row.path}: {row.reason}')
@@ -324,6 +338,30 @@ def export(
         f'{len(videos)} videos, {sum(video["rows"] for video in videos)} rows; options for {to} in {out / "interface.json"}'
     )
 
+# %% ../../nbs/cli/96_features.ipynb #4791ba63
+def folders_of(
+    sources: list[str],  # folders of features, or videos
+    beside: Path,  # where features of videos are written
+    encoder: bool,  # one is named
+) -> dict[str, Path]:  # source -> folder of its features
+    "Where the features of each source are, or will be."
+    folders, taken = {}, {}
+    for source in sources:
+        if not Path(source).exists():
+            raise InputError('source', source, 'give features or videos that exist')
+        try:
+            formats.feature_files(source)
+            folders[source] = Path(source)
+        except InputError:
+            if not encoder:
+                remedy = 'no folder of features: give one, or videos and --run'
+                raise InputError('source', source, remedy) from None
+            folders[source] = beside / Path(source).stem
+        if (other := taken.setdefault(folders[source].resolve(), source)) != source:
+            remedy = 'extract each to a folder of its own, and give those'
+            raise InputError(f'sources {other} and {source}', f'{folders[source]} for both', remedy)
+    return folders
+
 # %% ../../nbs/cli/96_features.ipynb #d6e0da75
 @app.command()
 def gvf(
@@ -342,24 +380,16 @@ def gvf(
     device: Device = None,  # as its help says
 ) -> None:  # exit code 1 when a video failed
     "Write one vector a video, in the file that TSP's training reads."
-    folders, failed = [], False
-    for source in sources:
-        if not Path(source).exists():
-            raise InputError('source', source, 'give features or videos that exist')
+    folders, failed = folders_of(sources, out.with_suffix(''), bool(run or backbone)), False
+    for source, folder in folders.items():
+        if folder == Path(source):
+            continue
         try:
-            formats.feature_files(source)
-            folders.append(Path(source))
-        except InputError:
-            if run is None and backbone is None:
-                remedy = 'no folder of features: give one, or videos and --run'
-                raise InputError('source', source, remedy) from None
-            folders.append(out.with_suffix('') / Path(source).stem)
-            try:
-                how = dict(hop=hop, on_short=on_short, device=device)
-                extract_command(source, folders[-1], run, backbone, weights, **how)
-            except typer.Exit:
-                failed = True
-    vectors = formats.gvf(folders, kind)
+            how = dict(hop=hop, on_short=on_short, device=device)
+            extract_command(source, folder, run, backbone, weights, **how)
+        except typer.Exit:
+            failed = True
+    vectors = formats.gvf(folders.values(), kind)
     formats.write_gvf(out, vectors)
     typer.echo(f'{len(vectors)} vectors of {len(next(iter(vectors.values())))} numbers in {out}')
     raise typer.Exit(int(failed))

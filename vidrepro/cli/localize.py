@@ -8,8 +8,8 @@ __all__ = ['app', 'FeatureFolder', 'Annotated_', 'DetectorFile', 'Step', 'Missin
            'Thresholds', 'Budget', 'Classes', 'Errors', 'ErrorPicture', 'Lists', 'LengthTables', 'WithoutBad',
            'VideoFile', 'Picture', 'Looked', 'Truth', 'Drawn', 'settings', 'check_annotations', 'not_learnt',
            'note_cells', 'train', 'predict', 'plain_names', 'report', 'comparable', 'print_classes', 'print_errors',
-           'numbers_of', 'certainty', 'thresholds_of', 'evaluate', 'convert_thumos14', 'one_example', 'film_strip',
-           'show']
+           'numbers_of', 'certainty', 'thresholds_of', 'evaluate', 'convert_thumos14', 'one_example', 'truth_for',
+           'film_strip', 'show']
 
 # %% ../../nbs/cli/97_localize.ipynb #96006dcc
 import json
@@ -30,9 +30,9 @@ from jaxtyping import UInt8
 
 from .features import Backbone, RunPath, Weights, pick_encoder
 from .options import Changes, Device, changes, group, writable
-from ..core.files import InputError, atomic
+from ..core.files import InputError, atomic, content_hash
 from ..core.settings import override
-from ..data.annotations import read_activitynet, write_activitynet
+from ..data.annotations import AMBIGUOUS, read_activitynet, read_database, write_activitynet
 from ..data.video import probe, read_times
 from ..features.extract import Settings, extract
 from ..learning.distributed import pick_device
@@ -43,12 +43,12 @@ from ..localize import thumos14 as thumos
 from ..localize.detect import PRESETS, SMALL, load_detector, same_source, train_detector
 from ..localize.detect import Settings as DetectorSettings
 from vidrepro.localize.doctor import (
+    beside,
     compare,
     examine,
     find_features,
     lost_findings,
     plain,
-    read_database,
     settle,
 )
 from ..localize.errors import error_picture, error_table, forgiving
@@ -127,7 +127,7 @@ def check_annotations(
         typer.echo(f'{"fatal" if finding.fatal else "note"}: {finding}')
     settle([f for f in findings if f.fatal], str(annotations))
     table = read_activitynet(annotations)
-    acts = table[table['label'] != '']
+    acts = table[~table['label'].isin(['', AMBIGUOUS])]
     counts = table['video'].nunique(), len(acts), acts['label'].nunique()
     typer.echo('{} videos, {} actions, {} classes; nothing fatal'.format(*counts))
 
@@ -279,7 +279,7 @@ def comparable(
     truth = read_activitynet(annotations)
     truth = plain_names(truth[truth['subset'] == subset])
     found = plain_names(read_detections(detections))
-    named = truth[truth['label'] != thumos.AMBIGUOUS]
+    named = truth[truth['label'] != AMBIGUOUS]
     settle(compare(found, named), str(detections))
     return found[found['label'].isin(['', *named['label']])], truth
 
@@ -337,7 +337,7 @@ def numbers_of(
     budget: str,  # of average recall
 ) -> tuple[dict[str, float], Matches | None]:  # numbers; none: proposals
     "What an evaluation prints, and what it rests on."
-    vague = truth['label'] == thumos.AMBIGUOUS
+    vague = truth['label'] == AMBIGUOUS
     truth, ambiguous = truth[~vague], truth[vague]
     if (found['label'] == '').all():
         return prediction.score(found, truth, thresholds, budget), None
@@ -447,6 +447,10 @@ def one_example(
             raise InputError(
                 f'folder {features}', f'no {name}.npy', 'extract its features, or give --run'
             )
+        origin = beside(files[name]).get('video') or {}
+        if origin.get('content') not in (None, content_hash(video)):
+            value, remedy = f'features of another video than {video}', 'extract them again'
+            raise InputError(f'features {files[name]}', value, remedy)
         return replace(read_features(files[name], step), name=name)
     network, title, words = pick_encoder(run, backbone, weights)
     settings = Settings(words['clip'], hop or words['clip'].span)
@@ -460,6 +464,19 @@ def one_example(
     return replace(found, name=plain(video.stem))
 
 # %% ../../nbs/cli/97_localize.ipynb #c4bc9037
+def truth_for(
+    annotations: Path,  # ActivityNet's JSON
+    name: str,  # of a video, plain
+) -> pd.DataFrame:  # its actions
+    "What is true of a video; one that is not annotated is refused."
+    settle(examine(annotations), str(annotations))
+    table = plain_names(read_activitynet(annotations))
+    if name not in set(table['video']):
+        remedy = 'give annotations of this video, or none'
+        raise InputError(f'annotations {annotations}', f'no video {name!r}', remedy)
+    return table[(table['video'] == name) & ~table['label'].isin(['', AMBIGUOUS])]
+
+
 def film_strip(
     video: Path,  # file
     count: int = 8,  # pictures
@@ -504,13 +521,10 @@ def show(
     if out.suffix not in ('.png', '.pdf', '.svg'):
         raise InputError('OUT', out, 'name it .png, .pdf or .svg')
     detector, duration = (load_detector(file, str(pick_device(device))), probe(video).duration)
-    encoder, truth = (features, run, backbone, weights, step), None
+    truth = truth_for(annotations, plain(video.stem)) if annotations else None
+    encoder = features, run, backbone, weights, step
     example = one_example(video, *encoder, hop_of(detector.source))
     same_source(detector, [example])
-    if annotations:
-        settle(examine(annotations), str(annotations))
-        table = plain_names(read_activitynet(annotations))
-        truth = table[(table['video'] == example.name) & (table['label'] != '')]
     found = prediction.detect(detector, [example])
     curves, strip = None, None
     if duration <= LONG:

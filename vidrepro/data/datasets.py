@@ -471,6 +471,10 @@ def from_list(
     if not Path(file).is_file():
         raise InputError('list file', file, 'give a file that exists')
     found = find(file, root, group_by=group_by)
+    if found.parts:
+        given = f'{found.parts} lines with start and end, segments of a list are not read'
+        remedy = 'cut the videos, or name segments in a JSON for vidrepro tsp prepare'
+        raise InputError(f'list {file}', given, remedy)
     return from_found(found, classes, size, bad, check_decode, splits)
 
 # %% ../../nbs/data/10_datasets.ipynb #eebaf33f

@@ -21,7 +21,7 @@ import torch
 
 from ..core.files import InputError, decode
 from ..core.walk import bad_policy
-from .annotations import read_activitynet
+from .annotations import AMBIGUOUS, once, read_activitynet
 from .cards import Card, load_card
 from .datasets import VideoDataset, VideoFiles, video_table
 
@@ -46,9 +46,11 @@ def read_json(
 ) -> list | dict:  # its content
     "Content of a JSON annotation file."
     try:
-        return json.loads('\n'.join(read_lines(file)))
+        return json.loads('\n'.join(read_lines(file)), object_pairs_hook=once)
     except ValueError as error:
-        raise InputError(f'annotation file {file}', error, 'needs valid JSON') from error
+        raise InputError(
+            f'annotation file {file}', error, 'needs valid JSON, each name once'
+        ) from error
 
 # %% ../../nbs/data/13_formats.ipynb #caafa249
 def numbered(
@@ -211,17 +213,21 @@ def read_thumos14(
     pattern = rf'(?P<video>video_\S+)\s+(?P<start>{number})\s+(?P<end>{number})'
     for short, split in dict(val='validation', test='test').items():
         sheet = annotations / f'{short}_Annotation.csv'
+        texts = sorted(annotations.glob(f'*_{short}.txt'))
+        if texts and sheet.is_file():
+            value, remedy = f'{sheet.name} and {texts[0].name}', 'keep one form of each split'
+            raise InputError(f'annotation folder {annotations}', value, remedy)
         if sheet.is_file():
             table = pd.read_csv(sheet).rename(columns=dict(type='class')).assign(split=split)
             rows += table[['video', 'class', 'start', 'end', 'split']].to_dict('records')
-        for file in sorted(annotations.glob(f'*_{short}.txt')):
+        for file in texts:
             label = {'class': file.stem.removesuffix(f'_{short}'), 'split': split}
             rows += [row | label for row in parse_lines(file, pattern, 'VIDEO START END')]
     if not rows:
         remedy = 'needs CLASS_val.txt, CLASS_test.txt or val_Annotation.csv'
         raise InputError('annotation folder', annotations, remedy)
     table = pd.DataFrame(rows).astype(dict(start='float64', end='float64'))
-    classes = sorted(set(table['class']) - {'Ambiguous'})
+    classes = sorted(set(table['class']) - {AMBIGUOUS})
     return table.assign(label=numbered(table['class'], classes), group=table.video), classes
 
 # %% ../../nbs/data/13_formats.ipynb #7645b6f3

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVITYNET_SHORTEST', 'THUMOS14_SHORTEST', 'PARTS', 'background_segments', 'add_background', 'Script', 'Stretch',
            'frame_steps', 'both_sides', 'write_script', 'string_together', 'fit', 'play', 'Pieces', 'Segments',
-           'Scripts', 'UntrimmedDigits', 'cut', 'script_of', 'kept_apart', 'compose']
+           'Scripts', 'UntrimmedDigits', 'cut', 'script_of', 'kept_apart', 'require_no_lists', 'compose']
 
 # %% ../../nbs/digits/20_untrimmed.ipynb #bd6c8997
 import json
@@ -84,6 +84,8 @@ class Script:
     background: tuple[str, ...] = ()  # classes that serve as background; none: hold a frame
 
     def __post_init__(self):
+        if not 0 < self.fps <= 1000:
+            raise InputError('fps', self.fps, 'give frames a second, above 0 and at most 1000')
         for name, least in (('actions', 1), ('action', 1 / self.fps), ('gap', 1 / self.fps)):
             low, high = getattr(self, name)
             if not least <= low <= high:
@@ -421,6 +423,19 @@ def _write_lists(
         with atomic(folder / f'{kind}_label_mapping.json') as out:
             out.write_text(json.dumps(labels))
 
+# %% ../../nbs/digits/20_untrimmed.ipynb #d0e492b0
+def require_no_lists(
+    folder: Path,  # to write to
+) -> None:
+    "Refuse a folder whose videos are annotated already."
+    patterns = 'activity_net.json', '*_tsp_groundtruth.csv', '*_metadata.csv'
+    if there := sorted(file.name for pattern in patterns for file in folder.glob(pattern)):
+        raise InputError(
+            'folder to write to',
+            f'{folder}, which holds {there[0]}',
+            'give a folder that does not exist',
+        )
+
 # %% ../../nbs/digits/20_untrimmed.ipynb #00e8eff2
 def compose(
     sources: dict[str, MovingDigits | VideoDataset],  # trimmed videos of 'train', 'valid', 'test'
@@ -434,6 +449,7 @@ def compose(
     if not sources or not set(sources) <= set(PARTS):
         raise InputError('sources', sorted(sources), "use the names 'train', 'valid', 'test'")
     folder, tables, first = Path(folder), {}, next(iter(sources.values()))
+    require_no_lists(folder)
     classes = [c for c in first.classes if c not in script.background]
     start = torch.zeros(1, 1, 1, dtype=torch.long)
     size = size or tuple(first.clips(torch.tensor([0]), start).shape[-2:])

@@ -35,14 +35,15 @@ def grid_answer(
     looks: int = 8,  # of both clips
     reader: str = 'bmn',  # detector
     longer: int = 32,  # frames of the longer clips
+    shorter: int = 8,  # of the shorter ones
 ) -> str:  # one sentence
     "Whether short clips find short actions, at equal looks, from the cards."
-    short, long = (f'localization/tiny/{tsp.GRID[s, looks]}-{reader}' for s in (8, longer))
+    short, long = (f'localization/tiny/{tsp.GRID[s, looks]}-{reader}' for s in (shorter, longer))
     parts = (
         f'{length} actions {said(short, long, f"unnamed mAP, {length}")}'
         for length in ('short', 'long')
     )
-    return f'With {looks} looks each, clips of 8 frames less clips of {longer}: {"; ".join(parts)}.'
+    return f'With {looks} looks each, clips of {shorter} frames less clips of {longer}: {"; ".join(parts)}.'
 
 # %% ../../nbs/experiments/107_tsp_answers.ipynb #9a9cd70e
 def number(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNEVEN', 'Strip', 'encode', 'Report', 'write_failures', 'Job', 'described', 'save', 'write_if_whole', 'run_batch',
-           'enqueue', 'whole_samples', 'finish', 'take', 'is_done', 'plan', 'bytes_of', 'timed', 'new_job', 'work_on',
-           'extract']
+           'enqueue', 'whole_samples', 'finish', 'take', 'is_done', 'outdated', 'plan', 'bytes_of', 'timed', 'new_job',
+           'work_on', 'extract']
 
 # %% ../../nbs/features/66_extract.ipynb #0ec47db6
 import time
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 # %% ../../nbs/features/66_extract.ipynb #b7d087ea
-from ..core.files import InputError, atomic, located, locked, remove_leftovers
+from ..core.files import InputError, atomic, content_hash, located, locked, remove_leftovers
 from ..data.clock import released_count
 from ..data.video import VideoError
 from ..evaluation.probes import evaluating
@@ -32,6 +32,7 @@ from .samples import Facts, samples_of, several_at_once
 from vidrepro.features.settings import (
     Features,
     Settings,
+    about_features,
     difference,
     feature_names,
     inputs,
@@ -135,12 +136,27 @@ class Job:
     report: Report = field(default_factory=Report)
     strips: dict[str, Strip] = field(default_factory=dict)  # videos being read
     waiting: list[tuple[str, Strip, list[Tensor]]] = field(default_factory=list)  # clips to encode
+    outdated: set[str] = field(default_factory=set)  # videos with features of another content
 
     def fail(self, path: str, reason: str) -> None:
         "Give a video up and say why."
         self.strips.pop(path, None)
         self.report.failed[path] = ' '.join(reason.split())
         write_failures(self.failures, self.report.failed)
+        self.clear(path)
+
+    def skip(self, path: str, reason: str) -> None:
+        "Leave a video out, as asked for."
+        self.strips.pop(path, None)
+        self.report.skipped[path] = reason
+        self.clear(path)
+
+    def clear(self, path: str) -> None:
+        "Features of another content are none of a video that has none."
+        if path in self.outdated:
+            for file in (self.files[path], self.files[path].with_suffix('.json')):
+                file.unlink(missing_ok=True)
+            self.report.notes[path] = 'features of another content are removed'
 
 # %% ../../nbs/features/66_extract.ipynb #a150223e
 def described(
@@ -168,7 +184,8 @@ def save(
     report.clips += len(array)
     report.frames += facts.frames
     varies = 'variable frame rate, sampled by time' if facts.vfr else ''
-    if notes := [n for n in (report.notes.get(path), facts.notes, varies) if n]:
+    new = 'replaces features of another content' if path in job.outdated else ''
+    if notes := [n for n in (report.notes.get(path), facts.notes, varies, new) if n]:
         report.notes[path] = '; '.join(notes)
 
 # %% ../../nbs/features/66_extract.ipynb #730f38a3
@@ -240,8 +257,7 @@ def finish(
     if strip.facts.vfr and not settings.clip.rate:
         job.fail(path, UNEVEN)
     elif settings.clips(strip.samples) == 0 and settings.on_short == 'skip':
-        del job.strips[path]
-        job.report.skipped[path] = reason
+        job.skip(path, reason)
     elif settings.clips(strip.samples) == 0:
         job.fail(path, reason)
     elif strip.samples < settings.reach:
@@ -287,6 +303,25 @@ def is_done(
         value = f'{name} {old}, not {name} {new}'
         raise InputError(f'features {file}', value, 'name another folder or remove it')
     return len(found.array) == settings.clips(found.video['samples']) and is_of(found, video)
+
+# %% ../../nbs/features/66_extract.ipynb #54d06442
+def outdated(
+    root: Path,  # folder of the videos
+    files: dict[str, Path],  # video -> NAME.npy
+) -> set[str]:  # videos
+    "Videos whose features are there, but of another content; those of another path are refused."
+    older = set()
+    for path, file in files.items():
+        try:
+            video, content = about_features(file)['video'], content_hash(root / path)
+        except (InputError, OSError, ValueError):
+            continue
+        if file.exists() and video.get('content', content) != content:
+            if (other := video.get('path', path)) != path:
+                value = f'features of {other}, not of {path}'
+                raise InputError(f'features {file}', value, 'name another folder or remove it')
+            older.add(path)
+    return older
 
 # %% ../../nbs/features/66_extract.ipynb #d980469e
 def plan(
@@ -355,6 +390,8 @@ def new_job(
     for path, file in files.items():
         if is_done(file, root / path, settings, about):
             job.report.kept.append(path)
+    kept = {*job.report.kept}
+    job.outdated = outdated(root, {p: f for p, f in files.items() if p not in kept})
     write_failures(job.failures, {})
     return job
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Named', 'SAVERS', 'EACH', 'EXPORTS', 'feature_files', 'same_settings', 'keyed', 'write_each', 'dump_pickle',
            'dump_tensor', 'write_bmt', 'write_bmn', 'write_h5', 'write_webdataset', 'video_facts', 'only_rate',
-           'by_stride', 'options_for', 'export', 'watched', 'read_array', 'gvf', 'write_gvf', 'expected_samples',
-           'check_features', 'why_missing', 'failures_in', 'of_no_video', 'verify']
+           'by_share', 'check_share', 'by_stride', 'options_for', 'export', 'watched', 'read_array', 'gvf', 'write_gvf',
+           'expected_samples', 'check_features', 'why_missing', 'failures_in', 'of_no_video', 'verify']
 
 # %% ../../nbs/features/67_formats.ipynb #74f75d54
 import csv
@@ -29,7 +29,7 @@ from jaxtyping import Float32
 from ..core.files import InputError, atomic, need
 from ..data.clock import released_count, slack
 from ..data.shards import write_shard
-from ..data.video import VideoError, frame_times
+from ..data.video import VideoError, frame_times, varies
 from vidrepro.features.settings import (
     Features,
     Settings,
@@ -197,6 +197,26 @@ def only_rate(
         raise InputError('features', value, remedy)
     return next(iter(rates.values()))
 
+# %% ../../nbs/features/67_formats.ipynb #63c2bb86
+def by_share(
+    to: str,  # program
+    length: int | None,  # rows of every video; none: as they are
+) -> bool:  # else by stride
+    "Does a program divide a duration by its rows?"
+    return to in ('bmn', 'gtad') or (to == 'actionformer' and length is not None)
+
+
+def check_share(
+    to: str,  # program
+    settings: Settings,  # of the features
+    length: int | None,  # rows of every video; none: as they are
+) -> None:
+    "A program that divides a duration evenly needs clips that touch."
+    if by_share(to, length) and settings.hop != settings.reach:
+        value = f'clips of {settings.reach} samples every {settings.hop}'
+        remedy = f'extract with --hop {settings.reach}, or export to opentad'
+        raise InputError('features', value, f'{to} divides a duration evenly: {remedy}')
+
 # %% ../../nbs/features/67_formats.ipynb #8befbff9
 def by_stride(
     to: str,  # `actionformer`, `opentad` or `bmt`
@@ -273,6 +293,7 @@ def export(
     keys, settings, videos = keyed(files, prefix), same_settings(files), []
     write, needed = EXPORTS[to]
     length = length or needed
+    check_share(to, read_settings(settings), length)
     with atomic(out) as temp:
         temp.mkdir()
         with open(temp / 'times.csv', 'w', newline='', encoding='utf-8') as text:
@@ -362,8 +383,7 @@ def expected_samples(
     if not rate:
         return len(seconds)
     seen = max(1, math.ceil((end - slack(float(index.tick))) * rate))
-    gaps = np.diff(seconds)
-    if len(seconds) < 2 or gaps.max() > 1.25 * gaps.min():  # the rate varies
+    if len(seconds) < 2 or varies(seconds):
         return seen
     fps = (len(seconds) - 1) / float(seconds[-1])
     return min(seen, max(released_count(len(seconds), fps, rate), 1))

@@ -9,8 +9,10 @@ __all__ = ['on_screen', 'viewer', 'Unordered', 'Facts', 'first_facts', 'arrivals
 # %% ../../nbs/features/64_samples.ipynb #df03c2a3
 import queue
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from ..clips.contract import Clip, scaled, view
 from ..core.files import content_hash, located
 from ..data.clock import FAR, slack
-from ..data.video import Converter, decode_frames, frame_times, packet_index
+from ..data.video import Converter, decode_frames, frame_times, packet_index, varies
 
 # %% ../../nbs/features/64_samples.ipynb #c151ff1a
 def on_screen(
@@ -73,14 +75,13 @@ class Facts:
     frames: int = 0  # decoded
     seconds: float = 0.0  # from its first frame to the end of its last
     last: float = 0.0  # seconds at which its last frame appears
-    shortest: float = float('inf')  # seconds between two frames
-    longest: float = 0.0  # seconds between two frames
+    moments: array = field(default_factory=partial(array, 'd'), repr=False)  # of each frame, s
     notes: str = ''  # what was mended of its clock
 
     @property
     def vfr(self) -> bool:
         "Whether the frame rate varies, by the same rule as `probe`."
-        return self.longest > 1.25 * self.shortest
+        return varies(np.array(self.moments))
 
     @property
     def fps(self) -> float:
@@ -90,9 +91,7 @@ class Facts:
     def note(self, moment: float, frame: Any) -> None:  # seconds; `None` at the end
         "Count one arrival."
         if frame is not None:
-            gaps = [moment - self.seconds] if self.frames else []
-            self.shortest = min(self.shortest, *gaps, float('inf'))
-            self.longest = max(self.longest, *gaps, 0.0)
+            self.moments.append(moment)
             self.frames, self.last = self.frames + 1, moment
         self.seconds = moment
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TimeAxis', 'released_clip', 'Settings', 'Features', 'resized', 'in_todays_words', 'about_features', 'load',
-           'fingerprint', 'written', 'read_settings', 'difference', 'is_of', 'inputs', 'feature_names']
+           'fingerprint', 'written', 'read_settings', 'difference', 'is_of', 'found_videos', 'inputs', 'feature_names']
 
 # %% ../../nbs/features/65_settings.ipynb #dc2b4c0f
 import hashlib
@@ -25,7 +25,7 @@ from ..clips.contract import Clip
 from ..core.files import InputError, atomic, content_hash, file_hash
 from ..core.settings import from_json, require_choices, to_json
 from ..core.walk import ENDINGS
-from ..data.door import find
+from ..data.door import Found, find
 
 # %% ../../nbs/features/65_settings.ipynb #04221bf8
 @dataclass(frozen=True)
@@ -226,15 +226,24 @@ def is_of(
         return False
 
 # %% ../../nbs/features/65_settings.ipynb #cab6aee1
-def inputs(
+def found_videos(
     source: str | Path,  # folder, list, table with a column `filename`, or one video
     root: str | Path | None = None,  # folder that listed paths start from; default: beside the list
-) -> tuple[Path, list[str]]:  # folder, and paths below it, each once
-    "The videos that are meant, as the door finds them; they need not exist yet."
+) -> Found:  # as the door finds them; they need not exist yet
+    "The videos that are meant, and what was passed over."
     found = find(source, root)
     if not found.paths:
         known = f'known endings are {" ".join(sorted(ENDINGS))}'
         raise InputError('videos', f'{source}: none', known)
+    return found
+
+
+def inputs(
+    source: str | Path,  # as `found_videos`
+    root: str | Path | None = None,  # as `found_videos`
+) -> tuple[Path, list[str]]:  # folder, and paths below it, each once
+    "The videos that are meant, and no word on the rest."
+    found = found_videos(source, root)
     return found.root, found.paths
 
 # %% ../../nbs/features/65_settings.ipynb #41838bae

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,14 +185,14 @@ def load_detector(
 
 # %% ../../nbs/localize/83_detect.ipynb #1351d3b4
 def same_source(
-    model: Detector,  # trained
+    model: Any,  # trained, of `channels` and `source`, e.g. a detector or a captioner
     examples: Sequence[Example],  # videos, from files
 ) -> None:
-    "Refuse features that were not made as those that the detector learnt from."
+    "Refuse features that were not made as those that a model learnt from."
     same_channels(examples, model.channels)
     given = source_of(examples)
     if model.source and not given.fits(model.source):
-        remedy = f'the detector learnt from {model.source}: extract these alike'
+        remedy = f'the model learnt from {model.source}: extract these alike'
         raise InputError(f'features {examples[0].name}', str(given), remedy)
 
 # %% ../../nbs/localize/83_detect.ipynb #c3797a0a

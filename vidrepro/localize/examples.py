@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from ..core.files import InputError
-from ..data.annotations import read_activitynet
+from ..core.files import InputError, file_hash
+from ..data.annotations import AMBIGUOUS, read_activitynet
 from ..features.settings import in_todays_words
 from vidrepro.localize.doctor import (
     beside,
@@ -315,9 +315,11 @@ def read_features(
     "Features of one video from disk."
     file = Path(file)
     array, rows = np.array(open_features(file), np.float32), rows_of(file, step)
-    made, seconds = made_of(beside(file)), len(array) * rows.step
+    about, seconds = beside(file), len(array) * rows.step
+    if about.get('sha256') not in (None, file_hash(file)):
+        raise InputError(f'features {file}', 'other bytes than were written', 'extract them again')
     try:
-        return replace(unlabelled(array, seconds, file.stem, rows.begin), made=made)
+        return replace(unlabelled(array, seconds, file.stem, rows.begin), made=made_of(about))
     except InputError as error:
         raise InputError(f'features {file}', error.value, error.remedy) from None
 
@@ -356,7 +358,7 @@ def read_examples(
     videos = {plain(name): rows for name, rows in table.groupby('video', sort=False)}
     out = []
     for name, example in read_named(folder, list(videos), step, missing).items():
-        rows = videos[name][videos[name]['label'] != '']
+        rows = videos[name][~videos[name]['label'].isin(['', AMBIGUOUS])]
         spans, words = rows[['start', 'end']].to_numpy(float), tuple(rows['label'])
         out.append(replace(example, segments=spans, labels=words))
     return out
