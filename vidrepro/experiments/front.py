@@ -86,15 +86,15 @@ tsp: without-global | without the global feature TSP beats TAC already | | revie
 FRONT += _says(
     'experiments/88_localization',
     '''
-localization: detection | G-TAD on ActivityNet gains over its own features, of 100 | average mAP +1.72 | abstract, first version
-localization: proposals | BMN on ActivityNet gains over its own features, of 100 | AUC +1.94 | abstract, first version
+localization: detection | G-TAD on ActivityNet, over its own features, points of 100 | average mAP +1.72 | abstract, first version
+localization: proposals | BMN on ActivityNet, over its own features, points of 100 | AUC +1.94 | abstract, first version
 localization: short | the gain is on short actions | | notes of others
 ''',
 )
 FRONT += _says(
     'experiments/89_captioning',
     '''
-captioning: proposals | dense captions of BMT gain over its own features, of 100 | METEOR +0.31 | abstract, first version
+captioning: proposals | dense captions of BMT, over its own features, points of 100 | METEOR +0.31 | abstract, first version
 ''',
 )
 

@@ -141,7 +141,7 @@ experiments/106_detectors | Is TSP's gain over TAC there whatever the detector?
 experiments/89_captioning | Are captions better if the features come from TSP?
     captioning: proposals; captioning: motion; captioning: without-global
 experiments/107_tsp_answers | Does TSP propose better segments than the control of its authors?
-    localization: proposals; localization: boundary-pretext; localization: boundary-region; localization: real-boundary-pretext; localization: short-span; localization: transfer; localization: transfer-gain
+    localization: proposals; localization: boundary-pretext; localization: boundary-region; localization: real-boundary-pretext; localization: tennis-self-supervised; localization: short-span; localization: transfer; localization: transfer-gain
 ''')
 
 # %% ../../nbs/experiments/104_scoreboard.ipynb #44e7ee88
