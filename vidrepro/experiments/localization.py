@@ -435,6 +435,8 @@ STATEMENTS += [
         ('-gtad', 'gtad', 'So it does for G-TAD on filmed videos.'),
     )
 ]
+
+# %% ../../nbs/experiments/88_localization.ipynb #dee96b71
 STATEMENTS += [
     ('real-self-supervised', 'real/tsp-bmn', 'real/tec-bmn', 'unnamed mAP', 'ours',
      'On filmed videos, too, labels in time are worth more than time-equivariance without them.'),
