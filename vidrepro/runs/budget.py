@@ -92,7 +92,8 @@ def _spend_on(
             break
         start = budget.clock()
         stage.work(pieces, left)
-        slow = max(1.0, (budget.clock() - start) / promised) if promised else 1.0
+        believed = stage.seconds(pieces)  # by now: an answer is its own measure, a try stays one
+        slow = max(1.0, (budget.clock() - start) / believed) if believed else 1.0
         tried |= {getattr(p, 'name', p) for p in pieces}
         after()
     lost = len(stage.todo())
